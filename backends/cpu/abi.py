@@ -1,0 +1,185 @@
+"""The C interface of the kernels: mirrors csrc/abi.h, where the fields are explained."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int64, c_void_p
+
+VERSION = 1
+BLOCK = 16
+"""Outputs of one weight panel, and what the length of an epilogue's tables is a multiple of."""
+
+QUAD = 4
+"""Inputs that one dot product instruction takes."""
+
+MAX_RANK = 8
+
+
+class Place(ctypes.Structure):
+    """Memory at `bases[base] + max(batch, 1) * sample + fixed`; base 0 is the arena."""
+
+    _fields_ = [("base", c_int64), ("sample", c_int64), ("fixed", c_int64)]
+
+
+class Epilogue(ctypes.Structure):
+    """The numbers of `mbqc.program.bind.BoundEpilogue`."""
+
+    _fields_ = [
+        ("multiplier", c_void_p),
+        ("addend", c_void_p),
+        ("window_multiplier", c_void_p),
+        ("residual", Place),
+        ("has_residual", c_int64),
+        ("to_float", c_int64),
+        ("table_step", c_int64),
+        ("residual_multiplier", c_float),
+        ("low", c_float),
+        ("high", c_float),
+    ]
+
+
+class Quantize(ctypes.Structure):
+    """float32 [outer, channels, inner] to codes [outer, inner, channels]."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("outer", c_int64),
+        ("channels", c_int64),
+        ("inner", c_int64),
+        ("scale", c_float),
+        ("zero_point", c_float),
+        ("high", c_float),
+    ]
+
+
+class Map(ctypes.Structure):
+    """Rows of codes through an epilogue, to rows of the output `stride` elements apart."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("epilogue", Epilogue),
+        ("rows", c_int64),
+        ("length", c_int64),
+        ("start", c_int64),
+        ("stride", c_int64),
+    ]
+
+
+class Conv(ctypes.Structure):
+    """A convolution, depthwise convolution or linear layer."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("bordered", Place),
+        ("pixel_sums", Place),
+        ("windows", Place),
+        ("panel", Place),
+        ("epilogue", Epilogue),
+        ("weights", c_void_p),
+        ("taps", c_void_p),
+        ("tap_count", c_int64),
+        ("run_taps", c_int64),
+        ("bits", c_int64),
+        ("rounds", c_int64),
+        ("images", c_int64),
+        ("height", c_int64),
+        ("width", c_int64),
+        ("channels", c_int64),
+        ("groups", c_int64),
+        ("out_height", c_int64),
+        ("out_width", c_int64),
+        ("out_channels", c_int64),
+        ("stride", c_int64 * 2),
+        ("padding", c_int64 * 4),
+        ("has_border", c_int64),
+        ("border_code", c_int64),
+    ]
+
+
+class Pool(ctypes.Structure):
+    """Average or maximum over windows."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("epilogue", Epilogue),
+        ("images", c_int64),
+        ("height", c_int64),
+        ("width", c_int64),
+        ("channels", c_int64),
+        ("out_height", c_int64),
+        ("out_width", c_int64),
+        ("kernel", c_int64 * 2),
+        ("stride", c_int64 * 2),
+        ("dilation", c_int64 * 2),
+        ("padding", c_int64 * 2),
+        ("zero_point", c_int64),
+    ]
+
+
+class Lookup(ctypes.Structure):
+    """Codes through a table."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("table", c_void_p),
+        ("count", c_int64),
+        ("to_float", c_int64),
+    ]
+
+
+class Copy(ctypes.Structure):
+    """The same bytes."""
+
+    _fields_ = [("input", Place), ("output", Place), ("bytes", c_int64)]
+
+
+class Permute(ctypes.Structure):
+    """Dimensions in another order; the last one is bytes and stays."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("rank", c_int64),
+        ("dims", c_int64 * MAX_RANK),
+        ("order", c_int64 * MAX_RANK),
+    ]
+
+
+class _Body(ctypes.Union):
+    _fields_ = [
+        ("quantize", Quantize),
+        ("map", Map),
+        ("conv", Conv),
+        ("pool", Pool),
+        ("lookup", Lookup),
+        ("copy", Copy),
+        ("permute", Permute),
+    ]
+
+
+class Step(ctypes.Structure):
+    """One kernel call: which kernel, and its arguments."""
+
+    _fields_ = [("kind", c_int64), ("body", _Body)]
+
+
+Arguments = Quantize | Map | Conv | Pool | Lookup | Copy | Permute
+
+KINDS = ("quantize", "map", "conv", "depthwise", "average_pool", "max_pool", "lookup", "copy", "permute")
+_FIELDS = {kind: kind for kind in KINDS} | {"depthwise": "conv", "average_pool": "pool", "max_pool": "pool"}
+
+
+def step(kind: str, arguments: Arguments) -> Step:
+    """A step of one of `KINDS`."""
+    return Step(KINDS.index(kind), _Body(**{_FIELDS[kind]: arguments}))
+
+
+def layout() -> tuple[int, ...]:
+    """What `mbqc_layout` of a matching library reports."""
+    structures = (Place, Epilogue, Quantize, Map, Conv, Pool, Lookup, Copy, Permute, Step)
+    return (VERSION, *map(ctypes.sizeof, structures))

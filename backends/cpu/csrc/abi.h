@@ -1,0 +1,180 @@
+// The C interface: a Program at one choice of widths is a flat array of `Step`. Mirrored by backends/cpu/abi.py.
+//
+// No step depends on the batch size: an `Extent` of -k stands for k times the batch, and a `Place` grows with it.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define MBQC_X86 1  // kernels for newer instruction sets rest on g++'s target pragma
+#else
+#define MBQC_X86 0
+#endif
+
+namespace mbqc {
+
+constexpr int64_t VERSION = 1;
+constexpr int64_t BLOCK = 16;  // outputs of one weight panel
+constexpr int64_t QUAD = 4;    // inputs that one dot product instruction takes
+constexpr int64_t MAX_RANK = 8;
+
+using Extent = int64_t;
+
+// Memory of a value or of scratch: `bases[base] + max(batch, 1) * sample + fixed`. Base 0 is the arena.
+struct Place {
+    int64_t base;
+    int64_t sample;
+    int64_t fixed;
+};
+
+// See mbqc/program/operations.py. Tables have whole vectors of entries: one per channel, or equal ones (table_step 0).
+struct Epilogue {
+    const float* multiplier;
+    const float* addend;
+    const float* window_multiplier;  // null: no window sums
+    Place residual;
+    int64_t has_residual;
+    int64_t to_float;
+    int64_t table_step;
+    float residual_multiplier;
+    float low;
+    float high;
+};
+
+// float32 [outer, channels, inner] to codes [outer, inner, channels].
+struct Quantize {
+    Place input;
+    Place output;
+    Extent outer;
+    Extent channels;
+    Extent inner;
+    float scale;
+    float zero_point;
+    float high;
+};
+
+// Codes [rows, length] through an epilogue to rows of the output that lie `stride` elements apart.
+struct Map {
+    Place input;
+    Place output;
+    Epilogue epilogue;
+    Extent rows;
+    Extent length;
+    Extent start;
+    Extent stride;
+};
+
+// Convolution, dense and grouped; depthwise with the same fields. A linear layer is one row of pixels, 1 x 1.
+struct Conv {
+    Place input;
+    Place output;
+    Place bordered;    // the input with its border, if `has_border`
+    Place pixel_sums;  // with a window multiplier: int32 [images, padded height, padded width, groups]
+    Place windows;     // with a window multiplier: int32 [images, output height, output width, groups]
+    Place panel;       // weights of the current width, two panels
+    Epilogue epilogue;
+    const int8_t* weights;  // 8-bit codes, [groups][blocks][runs][quads][BLOCK][QUAD]; depthwise [blocks][quads of taps]...
+    const int64_t* taps;    // distance of each kernel position from the first, in pixels of the padded input
+    int64_t tap_count;
+    int64_t run_taps;  // neighbouring taps whose inputs are contiguous: read as one run
+    int64_t bits;
+    int64_t rounds;  // the ladder: 1 rounds, 0 drops bits
+    Extent images;
+    int64_t height;
+    Extent width;
+    int64_t channels;
+    int64_t groups;
+    int64_t out_height;
+    Extent out_width;
+    int64_t out_channels;
+    int64_t stride[2];
+    int64_t padding[4];  // top, bottom, left, right
+    int64_t has_border;
+    int64_t border_code;
+};
+
+// Average and maximum over windows; the epilogue is for the average only.
+struct Pool {
+    Place input;
+    Place output;
+    Epilogue epilogue;
+    Extent images;
+    int64_t height;
+    int64_t width;
+    int64_t channels;
+    int64_t out_height;
+    int64_t out_width;
+    int64_t kernel[2];
+    int64_t stride[2];
+    int64_t dilation[2];
+    int64_t padding[2];  // top, left
+    int64_t zero_point;
+};
+
+struct Lookup {
+    Place input;
+    Place output;
+    const void* table;  // 256 entries of uint8 or float32
+    Extent count;
+    int64_t to_float;
+};
+
+struct Copy {
+    Place input;
+    Place output;
+    Extent bytes;
+};
+
+// Output dimension i is input dimension order[i]; the last input dimension is in bytes and may not move.
+struct Permute {
+    Place input;
+    Place output;
+    int64_t rank;
+    Extent dims[MAX_RANK];
+    int64_t order[MAX_RANK];
+};
+
+enum class Kind : int64_t { quantize, map, conv, depthwise, average_pool, max_pool, lookup, copy, permute };
+
+struct Step {
+    Kind kind;
+    union {
+        Quantize quantize;
+        Map map;
+        Conv conv;
+        Pool pool;
+        Lookup lookup;
+        Copy copy;
+        Permute permute;
+    };
+};
+
+// What one call runs with.
+struct Call {
+    int64_t batch;
+    uint8_t* const* bases;
+
+    // always inline: a shared copy would be of one translation unit's instruction set
+    __attribute__((always_inline)) int64_t at(Extent extent) const { return extent >= 0 ? extent : -extent * batch; }
+
+    template <class T = uint8_t>
+    __attribute__((always_inline)) T* at(const Place& place) const {
+        return reinterpret_cast<T*>(bases[place.base] + (batch > 0 ? batch : 1) * place.sample + place.fixed);
+    }
+};
+
+using Runner = void (*)(const Step* steps, int64_t count, const Call& call);
+
+namespace portable {
+void run(const Step* steps, int64_t count, const Call& call);
+}
+#if MBQC_X86
+namespace avx2 {
+void run(const Step* steps, int64_t count, const Call& call);
+}
+namespace avx512 {
+void run(const Step* steps, int64_t count, const Call& call);
+}
+#endif
+
+}  // namespace mbqc

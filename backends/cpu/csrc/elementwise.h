@@ -1,0 +1,99 @@
+// Quantize, affine maps, table lookups, copies and permutations.
+#pragma once
+
+#include "epilogue.h"
+
+namespace mbqc::MBQC_ISA {
+
+inline void quantize(const Quantize& q, const Call& call) {
+    const int64_t outer = call.at(q.outer), channels = call.at(q.channels), inner = call.at(q.inner);
+    const float* x = call.at<const float>(q.input);
+    uint8_t* y = call.at(q.output);
+    const Float scale = splat(q.scale), zero_point = splat(q.zero_point), low = splat(0.0f), high = splat(q.high);
+    for (int64_t o = 0; o < outer; ++o, y += inner * channels) {
+        for (int64_t c = 0; c < channels; ++c, x += inner) {
+            for (int64_t i = 0; i < inner; i += LANES) {
+                const int64_t count = least(LANES, inner - i);
+                const Float total = load(x + i, count) * scale + zero_point;
+                const Float code = smaller(larger(total, low), high);
+                if (channels == 1) {
+                    store_codes(y + i, code, count);
+                } else {
+                    uint8_t codes[LANES];
+                    store_codes(codes, code, LANES);
+                    for (int64_t j = 0; j < count; ++j) y[(i + j) * channels + c] = codes[j];
+                }
+            }
+        }
+    }
+}
+
+inline void map(const Map& m, const Call& call) {
+    constexpr int64_t CHUNK = 1024;
+    alignas(64) int32_t sums[CHUNK];
+    const int64_t rows = call.at(m.rows), length = call.at(m.length);
+    const int64_t start = call.at(m.start), stride = call.at(m.stride);
+    const uint8_t* x = call.at(m.input);
+    const Target target = target_of(m.epilogue, m.output, call);
+    for (int64_t i = 0; i < length; i += CHUNK) {
+        const int64_t lanes = least(CHUNK, length - i);
+        const int64_t pitch = (lanes + LANES - 1) / LANES * LANES;
+        const int64_t step = CHUNK / pitch;
+        for (int64_t row = 0; row < rows; row += step) {
+            const int64_t pixels = least(step, rows - row);
+            for (int64_t p = 0; p < pixels; ++p) {
+                const uint8_t* codes = x + (row + p) * length + i;
+                for (int64_t j = 0; j < lanes; j += LANES) store(sums + p * pitch + j, load_codes(codes + j, least(LANES, lanes - j)));
+            }
+            target({sums, pixels, lanes, pitch, i, start + row * stride + i, stride, nullptr, 0});
+        }
+    }
+}
+
+template <class T>
+void look_up(const uint8_t* x, const T* table, T* y, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) y[i] = table[x[i]];
+}
+
+inline void lookup(const Lookup& l, const Call& call) {
+    const int64_t count = call.at(l.count);
+    if (l.to_float) {
+        look_up(call.at(l.input), static_cast<const float*>(l.table), call.at<float>(l.output), count);
+    } else {
+        look_up(call.at(l.input), static_cast<const uint8_t*>(l.table), call.at(l.output), count);
+    }
+}
+
+inline void copy(const Copy& c, const Call& call) {
+    std::memcpy(call.at(c.output), call.at(c.input), static_cast<size_t>(call.at(c.bytes)));
+}
+
+// Dimensions from `dim` on; the last one is a run of bytes.
+inline uint8_t* permute_from(int64_t dim, int64_t rank, const int64_t* sizes, const int64_t* strides, const uint8_t* x, uint8_t* y) {
+    if (dim == rank - 1) {
+        if (sizes[dim] == 1) {
+            *y = *x;
+        } else {
+            std::memcpy(y, x, static_cast<size_t>(sizes[dim]));
+        }
+        return y + sizes[dim];
+    }
+    for (int64_t i = 0; i < sizes[dim]; ++i) y = permute_from(dim + 1, rank, sizes, strides, x + i * strides[dim], y);
+    return y;
+}
+
+inline void permute(const Permute& p, const Call& call) {
+    int64_t input_strides[MAX_RANK], sizes[MAX_RANK], strides[MAX_RANK];
+    int64_t stride = 1;
+    for (int64_t i = p.rank - 1; i >= 0; --i) {
+        input_strides[i] = stride;
+        stride *= call.at(p.dims[i]);
+    }
+    for (int64_t i = 0; i < p.rank; ++i) {
+        sizes[i] = call.at(p.dims[p.order[i]]);
+        strides[i] = input_strides[p.order[i]];
+    }
+    permute_from(0, p.rank, sizes, strides, call.at(p.input), call.at(p.output));
+}
+
+}  // namespace mbqc::MBQC_ISA

@@ -1,0 +1,97 @@
+// Vectors of 8 lanes: AVX2. Products are of 16-bit numbers: vpmaddubsw would saturate.
+#include "abi.h"
+
+#if MBQC_X86
+
+#include <cstring>
+#include <immintrin.h>
+
+#pragma GCC target("avx2")
+#define MBQC_ISA avx2
+
+namespace mbqc::MBQC_ISA {
+
+constexpr int LANES = 8;
+constexpr int MAX_PIXELS = 6;  // 12 accumulators, two halves of a weight, two of an input: all 16 registers
+constexpr int MAX_BLOCKS = 1;
+
+using Int = __m256i;
+using Float = __m256;
+
+// Four bytes a lane as two pairs of 16-bit numbers: bytes 0 and 2, bytes 1 and 3.
+struct Pairs {
+    __m256i even;
+    __m256i odd;
+};
+using Bytes = Pairs;
+using Weights = Pairs;
+
+inline __m256i load_vector(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Int zero() { return _mm256_setzero_si256(); }
+inline Int load(const int32_t* p) { return load_vector(p); }
+inline void store(int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+inline Int splat(int32_t v) { return _mm256_set1_epi32(v); }
+inline Int load_codes(const uint8_t* p, int64_t count) {
+    int64_t codes = 0;
+    if (count == LANES) {
+        std::memcpy(&codes, p, LANES);
+    } else {
+        std::memcpy(&codes, p, static_cast<size_t>(count));
+    }
+    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(codes));
+}
+
+inline __m256i first(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+inline Float splat(float v) { return _mm256_set1_ps(v); }
+inline Float load(const float* p) { return _mm256_loadu_ps(p); }
+inline Float load(const float* p, int64_t count) { return _mm256_maskload_ps(p, first(count)); }
+inline void store(float* p, Float v, int64_t count) { _mm256_maskstore_ps(p, first(count), v); }
+inline Float larger(Float a, Float b) { return _mm256_max_ps(a, b); }   // b if either is not a number, or both are zero
+inline Float smaller(Float a, Float b) { return _mm256_min_ps(a, b); }  // likewise
+inline void store_codes(uint8_t* p, Float v, int64_t count) {
+    const __m256i wide = _mm256_cvtps_epi32(v);
+    const __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    const int64_t codes = _mm_cvtsi128_si64(_mm_packus_epi16(half, half));
+    if (count == LANES) {
+        std::memcpy(p, &codes, LANES);
+    } else {
+        std::memcpy(p, &codes, static_cast<size_t>(count));
+    }
+}
+
+inline Weights weights(const int8_t* p) {
+    const __m256i w = load_vector(p);
+    return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
+}
+inline Bytes pairs(__m256i x) { return {_mm256_and_si256(x, _mm256_set1_epi16(255)), _mm256_srli_epi16(x, 8)}; }
+inline Int dot(Int sum, Bytes x, Weights w) {
+    const Int products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
+    return _mm256_add_epi32(sum, products);
+}
+inline Bytes broadcast(const uint8_t* p) {
+    int32_t quad;
+    std::memcpy(&quad, p, sizeof(quad));
+    return pairs(_mm256_set1_epi32(quad));
+}
+
+inline __m128i row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+inline __m256i join(__m128i low, __m128i high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+
+// 16 neighbouring bytes from each of four places: lane i gets byte i of each.
+inline void interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, Bytes* lanes) {
+    const __m128i ab_low = _mm_unpacklo_epi8(row(a), row(b)), cd_low = _mm_unpacklo_epi8(row(c), row(d));
+    const __m128i ab_high = _mm_unpackhi_epi8(row(a), row(b)), cd_high = _mm_unpackhi_epi8(row(c), row(d));
+    lanes[0] = pairs(join(_mm_unpacklo_epi16(ab_low, cd_low), _mm_unpackhi_epi16(ab_low, cd_low)));
+    lanes[1] = pairs(join(_mm_unpacklo_epi16(ab_high, cd_high), _mm_unpackhi_epi16(ab_high, cd_high)));
+}
+
+}  // namespace mbqc::MBQC_ISA
+
+#include "run.h"
+
+#endif

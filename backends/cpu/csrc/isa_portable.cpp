@@ -1,0 +1,69 @@
+// Vectors of 4 lanes in plain C++ (g++ and clang vector types): any machine.
+#include "abi.h"
+
+#include <cstring>
+
+#define MBQC_ISA portable
+
+namespace mbqc::MBQC_ISA {
+
+constexpr int LANES = 4;
+constexpr int MAX_PIXELS = 2;
+constexpr int MAX_BLOCKS = 1;
+
+using Int = int32_t __attribute__((vector_size(16)));
+using Float = float __attribute__((vector_size(16)));
+using Bytes = uint8_t __attribute__((vector_size(16)));
+using Weights = int8_t __attribute__((vector_size(16)));
+
+template <class Vector>
+inline Vector load_first(const void* p, int64_t bytes) {
+    Vector v{};
+    std::memcpy(&v, p, static_cast<size_t>(bytes));
+    return v;
+}
+inline Int zero() { return Int{}; }
+inline Int load(const int32_t* p) { return load_first<Int>(p, sizeof(Int)); }
+inline void store(int32_t* p, Int v) { std::memcpy(p, &v, sizeof(v)); }
+inline Int splat(int32_t v) { return Int{v, v, v, v}; }
+inline Int load_codes(const uint8_t* p, int64_t count) {
+    Int v{};
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+}
+
+inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
+inline Float splat(float v) { return Float{v, v, v, v}; }
+inline Float load(const float* p) { return load_first<Float>(p, sizeof(Float)); }
+inline Float load(const float* p, int64_t count) { return load_first<Float>(p, count * 4); }
+inline void store(float* p, Float v, int64_t count) { std::memcpy(p, &v, static_cast<size_t>(count) * 4); }
+inline Float larger(Float a, Float b) { return a > b ? a : b; }   // b if either is not a number, or both are zero
+inline Float smaller(Float a, Float b) { return a < b ? a : b; }  // likewise
+inline void store_codes(uint8_t* p, Float v, int64_t count) {
+    constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: the addition rounds to a whole number, half to even
+    const Int codes = __builtin_convertvector((v + MAGIC) - MAGIC, Int);
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(codes[i]);
+}
+
+inline Weights weights(const int8_t* p) { return load_first<Weights>(p, sizeof(Weights)); }
+inline Int dot(Int sum, Bytes x, Weights w) {
+    for (int i = 0; i < 4 * LANES; ++i) sum[i / 4] += x[i] * w[i];
+    return sum;
+}
+inline Bytes broadcast(const uint8_t* p) {
+    Bytes x{};
+    for (int i = 0; i < 4 * LANES; ++i) x[i] = p[i % 4];
+    return x;
+}
+
+// 16 neighbouring bytes from each of four places: lane i gets byte i of each.
+inline void interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, Bytes* lanes) {
+    for (int i = 0; i < 16; ++i) {
+        const uint8_t quad[] = {a[i], b[i], c[i], d[i]};
+        for (int j = 0; j < 4; ++j) lanes[i / LANES][i % LANES * 4 + j] = quad[j];
+    }
+}
+
+}  // namespace mbqc::MBQC_ISA
+
+#include "run.h"

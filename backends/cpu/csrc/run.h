@@ -1,0 +1,27 @@
+// One call: the steps one after another. Included once per instruction set, after its vector functions.
+#pragma once
+
+#include "conv.h"
+#include "depthwise.h"
+#include "elementwise.h"
+#include "pool.h"
+
+namespace mbqc::MBQC_ISA {
+
+void run(const Step* steps, int64_t count, const Call& call) {
+    for (const Step* step = steps; step < steps + count; ++step) {
+        switch (step->kind) {
+            case Kind::quantize: quantize(step->quantize, call); break;
+            case Kind::map: map(step->map, call); break;
+            case Kind::conv: conv(step->conv, call); break;
+            case Kind::depthwise: depthwise(step->conv, call); break;
+            case Kind::average_pool: average_pool(step->pool, call); break;
+            case Kind::max_pool: max_pool(step->pool, call); break;
+            case Kind::lookup: lookup(step->lookup, call); break;
+            case Kind::copy: copy(step->copy, call); break;
+            case Kind::permute: permute(step->permute, call); break;
+        }
+    }
+}
+
+}  // namespace mbqc::MBQC_ISA

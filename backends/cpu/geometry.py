@@ -1,0 +1,103 @@
+"""Shapes as the kernels take them. None depends on the batch size: an extent of -k stands for k times the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbqc.backends.cpu.abi import BLOCK, QUAD
+from mbqc.errors import BackendError
+from mbqc.program.operations import Conv, Linear, Program
+
+
+def extent(dims: Iterable[int]) -> int:
+    """The product of dimensions, of which one may be a multiple of the batch."""
+    product, signs = 1, 0
+    for dim in dims:
+        product *= abs(dim)
+        signs += dim < 0
+    if signs > 1:
+        raise BackendError("the cpu backend has no values with two batch dimensions")
+    return -product if signs else product
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """A convolution or linear layer: `images` of `height` x `width` pixels to `out_height` x `out_width`.
+
+    Kernels of one tap that read every pixel are one row of pixels, so that tiles need not end with a row.
+    """
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel has an input channel of its own."""
+        return self.groups > 1 and self.groups == self.channels == self.out_channels
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width of the input with its border."""
+        top, bottom, left, right = self.padding
+        return self.height + top + bottom, self.width + left + right
+
+    @property
+    def run_taps(self) -> int:
+        """How many neighbouring taps have contiguous inputs: a row of the kernel, if it is dense."""
+        return self.kernel[1] if self.groups == 1 and self.dilation[1] == 1 else 1
+
+    def taps(self) -> Tensor:
+        """Distance of each tap from the first one, in pixels of the padded input, int64."""
+        rows = torch.arange(self.kernel[0]) * self.dilation[0] * self.padded[1]
+        return (rows[:, None] + torch.arange(self.kernel[1]) * self.dilation[1]).flatten()
+
+
+def conv_geometry(program: Program, operation: Conv | Linear) -> ConvGeometry:
+    """The geometry of an operation of `program`."""
+    values = program.listing.values
+    source, target = values[operation.input].shape, values[operation.output].shape
+    every_pixel = ConvGeometry(1, 1, extent(source[:-1]), source[-1], 1, extent(target[:-1]), target[-1])
+    if isinstance(operation, Linear):
+        return every_pixel
+    _, kernel_height, kernel_width, _ = program.tensors[operation.weight.codes].shape
+    geometry = ConvGeometry(
+        *source,
+        *target[1:],
+        kernel=(kernel_height, kernel_width),
+        stride=operation.stride,
+        padding=operation.padding,
+        dilation=operation.dilation,
+        groups=operation.groups,
+    )
+    pointwise = geometry.kernel == geometry.stride == (1, 1) and geometry.padded == source[1:3] and geometry.groups == 1
+    return every_pixel if pointwise else geometry
+
+
+def panels(codes: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Stored codes [out, kernel height, kernel width, in / groups] in the order in which the kernels read them.
+
+    Dense: [groups][blocks of outputs][runs][quads of a run][BLOCK outputs][QUAD inputs], a run being `run_taps` taps.
+    Depthwise: [blocks of channels][quads of taps][BLOCK channels][QUAD taps]. Filled up with zeros, which are zero at
+    every width.
+    """
+    groups, run_taps = (1, len(geometry.taps())) if geometry.depthwise else (geometry.groups, geometry.run_taps)
+    runs = len(geometry.taps()) // run_taps
+    grouped = codes.reshape(groups, codes.shape[0] // groups, runs, -1)
+    _, outputs, _, run = grouped.shape
+    filled = torch.nn.functional.pad(grouped, (0, -run % QUAD, 0, 0, 0, -outputs % BLOCK))
+    blocks = filled.reshape(groups, -1, BLOCK, runs, filled.shape[3] // QUAD, QUAD)
+    return blocks.permute(0, 1, 3, 4, 2, 5).contiguous()

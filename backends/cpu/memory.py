@@ -1,0 +1,139 @@
+"""Where values and scratch live during a call: one arena per call, and tensors from outside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbqc.backends.cpu.abi import BLOCK, Place
+from mbqc.backends.cpu.geometry import ConvGeometry, extent
+from mbqc.ir.types import at_batch
+from mbqc.program.arena import ALIGNMENT, ITEM_BYTES, Arena, plan, sample_bytes
+from mbqc.program.operations import Aten, Listing, outputs_of
+
+SLACK = 64
+"""Bytes behind the arena: kernels read whole vectors, past the end of a value."""
+
+PANEL_BLOCKS = 2
+"""Blocks of outputs that a dense kernel takes at once."""
+
+DTYPES = {"u8": torch.uint8, "f32": torch.float32, "i64": torch.int64, "bool": torch.bool}
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Memory that a convolution needs besides its values; all convolutions share it."""
+
+    bordered: Place
+    pixel_sums: Place
+    windows: Place
+    panel: Place
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places of all values, and the size of the arena.
+
+    Attributes:
+        places: of values by name; base 0 is the arena.
+        external: values in tensors of their own, in the order of their bases, which follow the arena's.
+        sample, fixed: bytes of the arena, per sample and besides.
+    """
+
+    places: dict[str, Place]
+    external: tuple[str, ...]
+    scratch: Scratch
+    sample: int
+    fixed: int
+
+    def arena_bytes(self, batch: int) -> int:
+        """Size of the arena for `batch` samples; values without batch dimension need their place even for none."""
+        return max(batch, 1) * self.sample + self.fixed
+
+    def view(self, listing: Listing, name: str, arena: Tensor, batch: int) -> Tensor:
+        """The memory of a value in an arena."""
+        value, place = listing.values[name], self.places[name]
+        shape = at_batch(value.shape, batch)
+        start = max(batch, 1) * place.sample
+        count = torch.Size(shape).numel()
+        memory = arena[start : start + count * ITEM_BYTES[value.dtype]]
+        return memory.view(DTYPES[value.dtype]).view(shape)
+
+
+def layout(listing: Listing, geometries: Iterable[ConvGeometry], *, reuse: bool) -> Layout:
+    """Places for a Program; without `reuse` every value keeps its memory to the end of the call.
+
+    Codes are always in the arena: kernels may read past their end.
+    """
+    torch_made = {name for op in listing.operations if isinstance(op, Aten) for name in outputs_of(op)}
+    outside = torch_made.union(listing.inputs)
+    external = tuple(name for name in listing.values if name in outside and listing.values[name].dtype != "u8")
+    inside = frozenset(listing.values) - frozenset(external)
+    arena = plan(listing, inside) if reuse else _side_by_side(listing, inside)
+    places = {name: Place(0, offset, 0) for name, offset in arena.offsets.items()}
+    places |= {name: Place(index, 0, 0) for index, name in enumerate(external, start=1)}
+    scratch, sample, fixed = _scratch(list(geometries), arena.size)
+    return Layout(places, external, scratch, sample, fixed + SLACK)
+
+
+def _side_by_side(listing: Listing, values: frozenset[str]) -> Arena:
+    offsets, size = {}, 0
+    for name in sorted(values):
+        offsets[name] = size
+        size += _aligned(sample_bytes(listing, name))
+    return Arena(offsets, size)
+
+
+def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, int]:
+    """The scratch behind `start` bytes per sample, and where it ends: bytes per sample and besides."""
+
+    def largest(sizes: Iterable[int]) -> int:
+        return _aligned(max(sizes, default=0))
+
+    def padded_pixels(g: ConvGeometry) -> int:
+        return abs(extent((g.images, *g.padded)))
+
+    pixel_sums = start + largest(padded_pixels(g) * g.channels for g in geometries)
+    windows = pixel_sums + largest(4 * padded_pixels(g) * g.groups for g in geometries)
+    sample = windows + largest(4 * abs(extent((g.images, g.out_height, g.out_width))) * g.groups for g in geometries)
+    fixed = largest(_panel_bytes(g) for g in geometries)
+    return Scratch(Place(0, start, 0), Place(0, pixel_sums, 0), Place(0, windows, 0), Place(0, sample, 0)), sample, fixed
+
+
+def _panel_bytes(geometry: ConvGeometry) -> int:
+    """All panels of a depthwise convolution, else those that one kernel takes."""
+    taps = len(geometry.taps())
+    if geometry.depthwise:
+        return -(-geometry.channels // BLOCK) * BLOCK * (-(-taps // 4) * 4)
+    run = geometry.run_taps * (geometry.channels // geometry.groups)
+    return PANEL_BLOCKS * BLOCK * (taps // geometry.run_taps) * (-(-run // 4) * 4)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class ArenaPool:
+    """Arenas between calls: as many as there were calls at once, each as large as its largest call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Tensor] = []
+
+    @contextmanager
+    def arena(self, size: int) -> Iterator[Tensor]:
+        """An arena of at least `size` bytes for the duration of a call."""
+        with self._lock:
+            arena = self._free.pop() if self._free else None
+        if arena is None or arena.numel() < size:
+            arena = torch.empty(size, dtype=torch.uint8)
+        try:
+            yield arena
+        finally:
+            with self._lock:
+                self._free.append(arena)

@@ -1,0 +1,158 @@
+"""The meaning of every Program operation. Other backends must equal this one bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mbqc import numerics
+from mbqc.ir.types import at_batch
+from mbqc.program import aten
+from mbqc.program.bind import Binder, BoundEpilogue, Step
+from mbqc.program.operations import (
+    Affine,
+    Aten,
+    AveragePool,
+    Concat,
+    Conv,
+    Linear,
+    Lookup,
+    MaxPool,
+    Permute,
+    Program,
+    Quantize,
+    Reshape,
+)
+from mbqc.widths import Widths
+
+
+def load(program: Program) -> ReferenceExecutable:
+    """Makes a Program ready to run."""
+    return ReferenceExecutable(program)
+
+
+class ReferenceExecutable:
+    """Runs a Program step by step; holds no state between runs."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._binder = Binder(program)
+
+    def run(self, inputs: Sequence[Tensor], widths: Widths) -> list[Tensor]:
+        """Outputs of the Program."""
+        values = self.trace(inputs, widths)
+        return [values[name] for name in self._program.listing.outputs]
+
+    def trace(self, inputs: Sequence[Tensor], widths: Widths) -> dict[str, Tensor]:
+        """Every value of the Program by name; u8 values as uint8."""
+        values = dict(zip(self._program.listing.inputs, inputs, strict=True))
+        batch = inputs[0].shape[0] if inputs else 1
+        for step in self._binder.bind(widths):
+            if isinstance(step.operation, Aten):
+                results = aten.call(step.operation.call, values, self._program.tensors, batch)
+                values.update(zip(step.operation.outputs, results, strict=True))
+            else:
+                values[step.operation.output] = self._run_step(step, values, batch)
+        return values
+
+    def kernels(self) -> tuple[str, ...]:
+        """`torch` for float fallbacks, `int64` for all else."""
+        return tuple("torch" if isinstance(op, Aten) else "int64" for op in self._program.listing.operations)
+
+    def _run_step(self, step: Step, values: dict[str, Tensor], batch: int) -> Tensor:
+        operation = step.operation
+        match operation:
+            case Concat():
+                parts = [
+                    self._finish(values[name].long(), None, bound, None, operation.output)
+                    for name, bound in zip(operation.inputs, step.epilogues, strict=True)
+                ]
+                return torch.cat(parts, operation.dim)
+            case Lookup():
+                assert step.table is not None
+                return step.table[values[operation.input].long()]
+            case MaxPool():
+                padded = _pad(values[operation.input].long(), operation.padding, 0)
+                return (
+                    _windows(padded, operation.kernel, operation.stride, operation.dilation)
+                    .amax((-2, -1))
+                    .to(torch.uint8)
+                )
+            case Reshape():
+                shape = at_batch(self._program.listing.values[operation.output].shape, batch)
+                return values[operation.input].reshape(shape)
+            case Permute():
+                return values[operation.input].permute(operation.dims).contiguous()
+            case Quantize():
+                x = values[operation.input]
+                x = x.movedim(1, -1).contiguous() if operation.channels_last else x
+                return self._finish(x, None, step.epilogues[0], None, operation.output)
+            case Conv() | Linear() | Affine() | AveragePool():
+                accumulator, window = self._accumulate(step, values[operation.input].long())
+                name = operation.epilogue.residual
+                residual = values[name] if name is not None else None
+                return self._finish(accumulator, window, step.epilogues[0], residual, operation.output)
+            case Aten():
+                raise AssertionError("handled by the caller")
+
+    def _accumulate(self, step: Step, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The integer accumulator and the sum of the window, int64."""
+        operation = step.operation
+        match operation:
+            case Conv():
+                codes = self._codes(operation.weight.codes, step.bits)
+                padded = _pad(x, operation.padding, step.zero_point)
+                kernel = (codes.shape[1], codes.shape[2])
+                windows = _windows(padded, kernel, operation.stride, operation.dilation)
+                return _convolve(windows, codes, operation.groups)
+            case Linear():
+                return x @ self._codes(operation.weight.codes, step.bits).T, x.sum(-1, keepdim=True)
+            case AveragePool():
+                padded = _pad(x, operation.padding, step.zero_point)
+                return _windows(padded, operation.kernel, operation.stride, (1, 1)).sum((-2, -1)), None
+            case _:
+                return x, None
+
+    def _codes(self, name: str, bits: int) -> Tensor:
+        return numerics.narrow(self._program.tensors[name].long(), bits, self._program.listing.ladder)
+
+    def _finish(
+        self, accumulator: Tensor, window: Tensor | None, bound: BoundEpilogue, residual: Tensor | None, output: str
+    ) -> Tensor:
+        """The epilogue, one float32 rounding a step."""
+        total = accumulator.to(torch.float32) * bound.multiplier
+        if bound.window_multiplier is not None and window is not None:
+            total = total + window.to(torch.float32) * bound.window_multiplier
+        total = total + bound.addend
+        if residual is not None:
+            total = total + residual.to(torch.float32) * bound.residual_multiplier
+        if self._program.listing.values[output].grid is None:
+            return total.clamp(bound.low, bound.high)
+        return numerics.requantize(total, bound.low, bound.high).to(torch.uint8)
+
+
+def _pad(x: Tensor, padding: tuple[int, int, int, int], code: int) -> Tensor:
+    """`x` [N, H, W, C] with a border of `code`."""
+    top, bottom, left, right = padding
+    return torch.nn.functional.pad(x, (0, 0, left, right, top, bottom), value=code)
+
+
+def _windows(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """[N, H, W, C] to [N, H', W', C, kernel height, kernel width]."""
+    for dim, k, s, d in zip((1, 2), kernel, stride, dilation, strict=True):
+        x = x.unfold(dim, (k - 1) * d + 1, s)[..., ::d]
+    return x
+
+
+def _convolve(windows: Tensor, codes: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Windows [N, H, W, C, kh, kw] times codes [O, kh, kw, C / groups], and the window's sum for each output."""
+    n, h, w, c, kh, kw = windows.shape
+    outputs = codes.shape[0]
+    grouped = windows.reshape(n * h * w, groups, c // groups, kh, kw).permute(1, 0, 3, 4, 2)
+    columns = grouped.reshape(groups, n * h * w, c // groups * kh * kw)
+    matrix = codes.reshape(groups, outputs // groups, -1).transpose(1, 2)
+    total = torch.bmm(columns, matrix).permute(1, 0, 2).reshape(n, h, w, outputs)
+    window = columns.sum(-1).T.reshape(n, h, w, groups, 1).expand(-1, -1, -1, -1, outputs // groups)
+    return total, window.reshape(n, h, w, outputs)

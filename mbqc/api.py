@@ -1,0 +1,134 @@
+"""The compiler as one call: trace, run the passes, lower, load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from mbqc.artifact import Manifest, StoredNote
+from mbqc.errors import PipelineError, UsageError
+from mbqc.frontend.trace import trace
+from mbqc.ir.compare import layer_sqnr
+from mbqc.lookup import find_pass
+from mbqc.numerics import ALL_BITS
+from mbqc.pipeline import Context, Pass, Pipeline, Report
+from mbqc.pipeline.instruments import Dump, Instrument, Timing, Verify
+from mbqc.program.operations import Program
+from mbqc.properties import ALL
+from mbqc.runtime import Compiled, find_backend, make
+
+DEFAULT_PASSES = "quant,bncorrect,hasb"
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Everything that a compilation made.
+
+    Attributes:
+        pipeline: the passes that ran, `normalize` and `lower` included.
+        quantized: the quantized graph that was lowered.
+        program, manifest: what an artifact stores.
+        report: notes and times of the passes.
+    """
+
+    pipeline: Pipeline
+    quantized: fx.GraphModule
+    program: Program
+    manifest: Manifest
+    report: Report
+
+
+def compile(
+    model: nn.Module,
+    example_inputs: Sequence[Tensor] | Tensor,
+    passes: str | Sequence[Pass] = DEFAULT_PASSES,
+    calibration: Iterable[object] | None = None,
+    backend: str = "cpu",
+    *,
+    labelled: Iterable[object] | None = None,
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> Compiled:
+    """Compiles a model into one that runs at any width from 8 bits to 1.
+
+    Args:
+        model: a torch module; it is not changed.
+        example_inputs: one valid input, or several as a tuple; dimension 0 is the batch.
+        passes: a pipeline as text, or pass instances; `normalize` and `lower` are added where they are missing.
+        calibration: batches of representative inputs; without them the example inputs calibrate.
+        backend: `cpu` or `reference`.
+        labelled: batches (inputs, target) for passes that need a loss.
+        loss: `loss(output, target)`, a scalar.
+        seed: of everything random.
+
+    Raises:
+        MbqcError: the model cannot be traced, the pipeline cannot run, the data is wrong; the message says what to do.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    context = Context(inputs, calibration, labelled, loss, seed)
+    find_backend(backend)
+    made = compile_model(model, pipeline_of(passes), context)
+    return make(made.program, made.manifest, backend)
+
+
+def pipeline_of(passes: str | Sequence[Pass]) -> Pipeline:
+    """The pipeline that a user means: `normalize` first and `lower` last are added where they are missing.
+
+    Raises:
+        PipelineError: the text is wrong, or the passes cannot run in this order.
+    """
+    pipeline = Pipeline.parse(passes, find_pass) if isinstance(passes, str) else Pipeline(tuple(passes))
+    names = [item.name for item in pipeline.passes]
+    first = () if "normalize" in names else (find_pass("normalize")(),)
+    last = () if "lower" in names else (find_pass("lower")(),)
+    complete = Pipeline((*first, *pipeline.passes, *last))
+    if complete.passes[-1].name != "lower":
+        raise PipelineError("lower must be the last pass", where=f"pipeline {complete}")
+    complete.check()
+    return complete
+
+
+def compile_model(model: nn.Module, pipeline: Pipeline, context: Context, dump: Path | None = None) -> Compilation:
+    """Traces `model` and runs `pipeline`, verifying after each pass.
+
+    Args:
+        dump: folder for the text of the graph after each pass.
+
+    Raises:
+        MbqcError: as `compile`.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
+    graph = trace(model, context.example_inputs)
+    instruments: list[Instrument] = [Timing(context.report), Verify(ALL)]
+    if dump is not None:
+        instruments.append(Dump(dump))
+    *before, lower = pipeline.passes
+    quantized = Pipeline(tuple(before)).run(graph, context, instruments)
+    assert isinstance(quantized, fx.GraphModule), "only lower makes a Program"
+    program = Pipeline((lower,)).run(quantized, context, instruments)
+    assert isinstance(program, Program), "lower makes a Program"
+    manifest = _manifest(model, graph, quantized, pipeline, context)
+    return Compilation(pipeline, quantized, program, manifest, context.report)
+
+
+def _manifest(
+    model: nn.Module, graph: fx.GraphModule, quantized: fx.GraphModule, pipeline: Pipeline, context: Context
+) -> Manifest:
+    sample = context.calibration_batches()[0]
+    measured = layer_sqnr(quantized, sample, reversed(ALL_BITS))
+    return Manifest(
+        mbqc=version("mbqc"),
+        model=type(model).__name__,
+        pipeline=str(pipeline),
+        traced_by=str(graph.meta["traced_by"]),
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=tuple(context.report.seconds),
+        notes=tuple(StoredNote(n.source, n.kind, n.subject, n.message) for n in context.report.notes),
+        sqnr={layer: {str(b): round(db, 2) for b, db in row.items()} for layer, row in measured.items()},
+    )

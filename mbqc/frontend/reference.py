@@ -1,0 +1,133 @@
+"""What the user's own model computes: run before tracing, to compare the graph with."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from mbqc.errors import ModelError, TraceError
+from mbqc.frontend.source import line_of_error
+
+BATCHES = (1, 2)
+"""Batch sizes at which graph and model are compared: one of them is not that of the example inputs."""
+
+TOLERANCE = 1e-3
+"""Largest difference allowed, relative to the largest output: sums of floats may change their order."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of a model and its outputs for them, flat, and whether it returned them in a tuple or list."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    result_is_tuple: bool
+
+
+def check_inputs(example_inputs: tuple[Tensor, ...]) -> None:
+    """Raise ModelError unless `example_inputs` is a tuple of tensors with one batch size in dimension 0."""
+    if not isinstance(example_inputs, tuple) or not example_inputs:
+        raise ModelError("example_inputs must be a non-empty tuple of tensors", hint="write (x,) for one input")
+    if not all(isinstance(x, Tensor) and x.dim() > 0 for x in example_inputs):
+        raise ModelError("every example input must be a tensor with the batch as dimension 0")
+    sizes = sorted({x.shape[0] for x in example_inputs})
+    if len(sizes) > 1 or sizes[0] == 0:
+        raise ModelError(f"the example inputs must share one batch size, they have {sizes}")
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode, with parametrizations (weight norm and the like) computed once for all.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    try:
+        copied = copy.deepcopy(model).eval()
+    except Exception as exc:
+        raise ModelError(f"the model cannot be copied: {exc}", where=line_of_error(exc)) from exc
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            assert isinstance(module.parametrizations, nn.ModuleDict)
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
+    return copied
+
+
+def run_reference(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[Sample]:
+    """What `model` returns for inputs near the examples, at each of BATCHES.
+
+    Raises:
+        ModelError: the model fails on its example inputs.
+        TraceError: it fails at another batch size, or returns something else than tensors.
+    """
+    try:
+        outputs = _call(model, example_inputs)
+    except Exception as exc:
+        message = f"the model fails on its example inputs: {type(exc).__name__}: {exc}"
+        raise ModelError(message, where=line_of_error(exc)) from exc
+    _check_outputs(outputs)
+    try:
+        return [_sample(model, tuple(_nearby(x, batch) for x in example_inputs)) for batch in BATCHES]
+    except Exception as exc:
+        raise TraceError(
+            f"the model works for one batch size only: {type(exc).__name__}: {exc}",
+            where=line_of_error(exc),
+            hint="write shapes with x.shape[0] or -1 instead of a fixed batch size",
+        ) from exc
+
+
+def check_same(gm: fx.GraphModule, samples: list[Sample]) -> None:
+    """Raise TraceError unless the graph computes what the model computed."""
+    for sample in samples:
+        found = _sample(gm, sample.inputs).outputs
+        for index, (got, expected) in enumerate(zip(found, sample.outputs, strict=True)):
+            if got.shape == expected.shape and _close(got, expected):
+                continue
+            raise TraceError(
+                f"the traced graph and the model differ in output {index} for a batch of {len(got)}",
+                hint="avoid random operations, in-place changes of slices and views, and decisions on the batch size",
+            )
+
+
+def _sample(model: nn.Module, inputs: tuple[Tensor, ...]) -> Sample:
+    outputs = _call(model, inputs)
+    single = isinstance(outputs, Tensor)
+    return Sample(inputs, (outputs,) if single else tuple(outputs), not single)
+
+
+def _call(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        # about speed, and normalize gives padding="same" another form anyway
+        warnings.filterwarnings("ignore", "Using padding='same' with even kernel", UserWarning)
+        # copies, since the model may change its inputs in place
+        return model(*(x.clone() for x in inputs))
+
+
+def _check_outputs(outputs: Any) -> None:
+    flat = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+    if not flat or not all(isinstance(t, Tensor) for t in flat):
+        raise TraceError(
+            f"the model returns {type(outputs).__name__}, not a tensor or a flat tuple of tensors",
+            hint="wrap it in a module whose forward returns tensors only",
+        )
+
+
+def _nearby(x: Tensor, batch: int) -> Tensor:
+    """`x` with `batch` samples, floats moved a little: examples are often all zeros, which hide differences."""
+    resized = x[torch.arange(batch, device=x.device) % len(x)]
+    if not x.is_floating_point():
+        return resized
+    noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    return resized + noise.to(x.device) * (0.1 * float(x.abs().max()) or 1.0)
+
+
+def _close(got: Tensor, expected: Tensor) -> bool:
+    finite = expected[expected.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(got, expected, rtol=0, atol=TOLERANCE * max(largest, TOLERANCE), equal_nan=True)

@@ -1,0 +1,71 @@
+"""The first way to a graph: `torch.fx` symbolic tracing, with canonical modules as leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from mbqc.frontend.spelling import spell_as_aten
+from mbqc.frontend.source import line_in_stack
+from mbqc.ir.vocabulary import CANONICAL_MODULES
+
+IDENTITIES: tuple[type[nn.Module], ...] = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+"""Modules that do nothing in eval mode."""
+
+# a reshape has one canonical spelling, the aten one, so Flatten is traced into
+_LEAVES = tuple(cls for cls in (*CANONICAL_MODULES, *IDENTITIES) if cls is not nn.Flatten)
+
+# a subclass may change what a leaf computes through any of these
+_BEHAVIOUR = ("forward", "_conv_forward", "_check_input_dim", "_output_padding", "weight", "bias")
+
+
+def trace_symbolically(model: nn.Module) -> fx.GraphModule:
+    """The graph of `model` in aten calls and leaf modules, sharing its parameters; `meta` as `frontend.trace` says.
+
+    Raises:
+        Exception: torch.fx cannot follow the model; any type, since the model's own code runs on proxies.
+        UnknownSpelling: the model calls a function outside the table in `frontend.spelling`.
+    """
+    tracer = _Tracer()
+    graph = tracer.trace(model)
+    for node in graph.nodes:
+        node.meta = {"source": line_in_stack(node.stack_trace), "scope": _scope(node)}
+    spell_as_aten(graph)
+    return fx.GraphModule(tracer.root, graph)
+
+
+class _Tracer(fx.Tracer):
+    record_stack_traces = True
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_plain(m)
+
+    def create_arg(self, a: Any) -> Any:
+        # `x.shape` used whole is a torch.Size on real tensors only; lists keep one spelling
+        return super().create_arg(tuple(a) if isinstance(a, torch.Size) else a)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module computes what its torch class computes: no override, hook or parametrization changes it."""
+    base = next((cls for cls in type(module).__mro__ if cls in _LEAVES), None)
+    if base is None or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return all(getattr(type(module), name, None) is getattr(base, name, None) for name in _BEHAVIOUR)
+
+
+def _scope(node: fx.Node) -> tuple[str, str]:
+    """Path and class name of the innermost module whose forward made the node."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", nn.Module)}
+    path, cls = list(stack.values())[-1]
+    return path, cls.__name__

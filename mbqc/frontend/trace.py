@@ -1,0 +1,85 @@
+"""A user's model as a graph of plain modules and aten calls."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import Tensor, fx, nn
+
+from mbqc.errors import TraceError
+from mbqc.frontend.exported import trace_by_export
+from mbqc.frontend.inplace import make_functional
+from mbqc.frontend.reference import check_inputs, check_same, frozen_copy, run_reference
+from mbqc.frontend.symbolic import trace_symbolically
+from mbqc.ir.graph import is_int
+from mbqc.ir.shapes import infer_types, place
+from mbqc.ir.types import TensorType
+from mbqc.ir.vocabulary import is_aten
+
+
+def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Bring a copy of `model`, in eval mode, into a graph; the model itself stays as it is.
+
+    Tried first is symbolic tracing by torch.fx, then torch.export; `gm.meta["traced_by"]` says which one it was. The
+    graph holds placeholders, `get_attr`, calls of plain torch modules and of functional aten overloads, arithmetic on
+    sizes, and one output: a tensor or a tuple of tensors. It computes what the model computes, at several batch sizes.
+    Nodes carry in `meta` their `type`, their `source` ("file:line" or None) and their `scope`, path and class name of
+    the module that they come from.
+
+    Args:
+        model: takes `example_inputs` as positional arguments, returns a tensor or a flat tuple or list of them.
+        example_inputs: tensors whose dimension 0 is the batch, of one size, any.
+
+    Raises:
+        ModelError: the model fails on its example inputs, or these are no batch.
+        TraceError: no graph that works for every batch size can be made of the model.
+    """
+    check_inputs(example_inputs)
+    model = frozen_copy(model)
+    samples = run_reference(model, example_inputs)
+
+    def finished(gm: fx.GraphModule, traced_by: str) -> fx.GraphModule:
+        gm.meta["traced_by"] = traced_by
+        make_functional(gm)
+        _plain_output(gm, is_tuple=samples[0].result_is_tuple)
+        _check_operations(gm)
+        infer_types(gm, example_inputs)
+        _check_batch(gm)
+        check_same(gm, samples)
+        return gm
+
+    try:
+        return finished(trace_symbolically(model), "torch.fx")
+    except Exception:  # of any type: the model's own code has run on proxies
+        return finished(trace_by_export(model, example_inputs), "torch.export")
+
+
+def _plain_output(gm: fx.GraphModule, *, is_tuple: bool) -> None:
+    """Make the output one tensor or a tuple, where export has tuples and a model may have lists."""
+    output = gm.graph.output_node()
+    (value,) = output.args
+    values = (value,) if isinstance(value, fx.Node) else value
+    output.args = (tuple(values) if is_tuple else values[0],)
+    gm.recompile()
+
+
+def _check_operations(gm: fx.GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and not (is_aten(node) or is_int(node) or node.target is operator.getitem):
+            raise TraceError(
+                f"unknown operation {node.target}",
+                where=place(node),
+                hint="use operations of torch itself",
+            )
+
+
+def _check_batch(gm: fx.GraphModule) -> None:
+    """Outputs must have the batch as dimension 0, or not depend on the inputs."""
+    for index, node in enumerate(gm.graph.output_node().all_input_nodes):
+        found = node.meta["type"]
+        if isinstance(found, TensorType) and (not found.dims or found.dims[0] >= 0):
+            raise TraceError(
+                f"dimension 0 of output {index} is not the batch: its shape is {found}",
+                where=place(node),
+                hint="return one result per sample; write shapes with x.shape[0] or -1 instead of a fixed batch size",
+            )

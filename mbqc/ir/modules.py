@@ -1,0 +1,253 @@
+"""The modules of the quantized graph: quantizers, moment correction, and layers that take their weight as a value.
+
+Each reads its width from the `widths` value that flows through the graph; none keeps a width of its own. Under
+`widths.FLOAT` they all pass their input unchanged, so a quantized graph contains its float model. They are
+differentiable: rounding passes gradients straight through inside the range (Double Rounding, arXiv 2502.01199,
+section 3; LSQ's scale gradient follows from the product rule).
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mbqc import numerics
+from mbqc.numerics import Ladder
+from mbqc.widths import Widths
+
+
+QuantModule = TypeVar("QuantModule", "QuantConv1d", "QuantConv2d", "QuantLinear")
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: `rounded`. Backward: the gradient where `real` lies in [low, high], zero outside."""
+
+    @staticmethod
+    def forward(ctx: Any, real: Tensor, rounded: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward((real >= low) & (real <= high))
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None, None
+
+
+def _straight_through(real: Tensor, rounded: Tensor, low: int, high: int) -> Tensor:
+    return cast(Tensor, _StraightThrough.apply(real, rounded.detach(), low, high))  # type: ignore[no-untyped-call]
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """[C] as [C, 1, ...] to broadcast against a weight."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+class WeightQuantizer(nn.Module):
+    """Weights as the numbers that their codes of the layer's width stand for (Double Rounding).
+
+    Args:
+        layer: whose width applies.
+        channels: output channels, the first dimension of the weight.
+        ladder: how lower widths are derived from the stored 8-bit code.
+
+    Attributes:
+        scale: float32 [channels], real size of one stored code, shared by all widths.
+    """
+
+    def __init__(self, layer: str, channels: int, ladder: Ladder) -> None:
+        super().__init__()
+        self.layer, self.channels, self.ladder = layer, channels, ladder
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, weight: Tensor, widths: Widths) -> Tensor:
+        """`weight` [channels, ...] on the grid of the layer's width."""
+        if widths.is_float:
+            return weight
+        scale = _per_channel(self.scale, weight)
+        low, high = numerics.weight_range(numerics.STORED_BITS)
+        bits = widths.by_layer[self.layer]
+        stored = numerics.quantize(weight, scale, 0.0, low, high)
+        values = numerics.code_values(numerics.narrow(stored, bits, self.ladder), bits, self.ladder)
+        return _straight_through(weight * scale.reciprocal(), values, low, high) * scale
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The stored codes, int8, in the shape of `weight`."""
+        low, high = numerics.weight_range(numerics.STORED_BITS)
+        scale = _per_channel(self.scale, weight)
+        return numerics.quantize(weight, scale, 0.0, low, high).detach().to(torch.int8)
+
+
+class MomentCorrection(nn.Module):
+    """Gives each channel of a quantized weight the mean, or mean and spread, of the float one (EMQNet).
+
+    `(std(W) / std(Wq)) * (Wq - mean(Wq)) + mean(W)`, population moments per output channel, statistics detached. At the
+    stored width the codes are the weights to half a step and stay as they are, which spares that width the window sum.
+
+    Args:
+        layer: whose width applies.
+        moments: `mean` or `both`.
+    """
+
+    def __init__(self, layer: str, moments: str) -> None:
+        super().__init__()
+        self.layer, self.moments = layer, moments
+
+    def forward(self, quantized: Tensor, weight: Tensor, widths: Widths) -> Tensor:
+        """`quantized` with the moments of `weight`; both [channels, ...]."""
+        if widths.is_float or widths.by_layer[self.layer] == numerics.STORED_BITS:
+            return quantized
+        with torch.no_grad():
+            mean, std = numerics.moments(weight)
+            quantized_mean, quantized_std = numerics.moments(quantized)
+            gain = torch.ones_like(mean)
+            if self.moments == "both":
+                gain = numerics.moment_gain(std, quantized_std, quantized.flatten(1).abs().amax(1))
+            shift = mean - gain * quantized_mean
+        return quantized * _per_channel(gain, weight) + _per_channel(shift, weight)
+
+
+class ActivationQuantizer(nn.Module):
+    """Activations on an unsigned grid with a zero-point, one grid a width, per tensor.
+
+    Args:
+        layers: the layers that read the tensor; the widest gives the width, 8 bits where there is none.
+        bits: the widths that have a scale of their own; the others are interpolated (`numerics.interpolate_grids`).
+
+    Attributes:
+        scale: float32 [len(bits)].
+        zero_point: float32 [len(bits)], whole numbers.
+    """
+
+    zero_point: Tensor
+
+    def __init__(self, layers: tuple[str, ...], bits: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers, self.bits = tuple(layers), tuple(bits)
+        self.scale = nn.Parameter(torch.ones(len(bits)))
+        self.register_buffer("zero_point", torch.zeros(len(bits)))
+
+    def forward(self, x: Tensor, widths: Widths) -> Tensor:
+        """`x` on the grid of its width."""
+        if widths.is_float:
+            return x
+        bits = widths.governing(self.layers)
+        interpolated_scale, zero = self.grids()[bits]
+        scale = self.scale[self.bits.index(bits)] if bits in self.bits else x.new_tensor(interpolated_scale)
+        low, high = numerics.activation_range(bits)
+        codes = numerics.quantize(x, scale, zero, low, high)
+        return (_straight_through(x * scale.reciprocal() + zero, codes, low, high) - zero) * scale
+
+    def grids(self) -> dict[int, tuple[float, int]]:
+        """Scale and zero-point of every width from 1 to 8."""
+        pairs = zip(self.scale.tolist(), self.zero_point.tolist(), strict=True)
+        return numerics.interpolate_grids(dict(zip(self.bits, pairs, strict=True)))
+
+
+class WidthBatchNorm(nn.Module):
+    """BatchNorm with one affine part and running statistics of their own for every width of the layer before it.
+
+    Args:
+        layer: whose width chooses the statistics.
+        num_features, eps: as in `torch.nn.BatchNorm2d`.
+
+    Attributes:
+        weight, bias: float32 [num_features], shared.
+        running_mean, running_var: float32 [9, num_features]; row b for width b, row 0 for the float model.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, layer: str, num_features: int, eps: float) -> None:
+        super().__init__()
+        self.layer, self.num_features, self.eps = layer, num_features, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(numerics.STORED_BITS + 1, num_features))
+        self.register_buffer("running_var", torch.ones(numerics.STORED_BITS + 1, num_features))
+
+    def forward(self, x: Tensor, widths: Widths) -> Tensor:
+        """`x` [N, num_features, ...] normalized with the statistics of the layer's width."""
+        row = 0 if widths.is_float else widths.by_layer[self.layer]
+        return nn.functional.batch_norm(
+            x, self.running_mean[row], self.running_var[row], self.weight, self.bias, eps=self.eps
+        )
+
+
+class QuantConv1d(nn.Conv1d):
+    """Conv1d whose weight is an input."""
+
+    def forward(self, input: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        """Convolution of `input` with `weight`."""
+        result: Tensor = self._conv_forward(input, weight, self.bias)
+        return result
+
+    @classmethod
+    def of(cls, layer: nn.Conv1d) -> QuantConv1d:
+        """The same layer, sharing its parameters."""
+        return _share(layer, cls(**_convolution_arguments(layer)))
+
+
+class QuantConv2d(nn.Conv2d):
+    """Conv2d whose weight is an input."""
+
+    def forward(self, input: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        """Convolution of `input` with `weight`."""
+        result: Tensor = self._conv_forward(input, weight, self.bias)
+        return result
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> QuantConv2d:
+        """The same layer, sharing its parameters."""
+        return _share(layer, cls(**_convolution_arguments(layer)))
+
+
+class QuantLinear(nn.Linear):
+    """Linear whose weight is an input."""
+
+    def forward(self, input: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        """Product of `input` with `weight`."""
+        return nn.functional.linear(input, weight, self.bias)
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> QuantLinear:
+        """The same layer, sharing its parameters."""
+        return _share(layer, cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta"))
+
+
+QuantLayer = QuantConv1d | QuantConv2d | QuantLinear
+
+QUANTIZED_MODULES: tuple[type[nn.Module], ...] = (
+    WeightQuantizer,
+    MomentCorrection,
+    ActivationQuantizer,
+    WidthBatchNorm,
+    QuantConv1d,
+    QuantConv2d,
+    QuantLinear,
+)
+
+
+def quantized_layer(layer: nn.Module) -> QuantLayer:
+    """The form of a Conv1d, Conv2d or Linear that takes its weight as an input; parameters are shared."""
+    match layer:
+        case nn.Conv2d():
+            return QuantConv2d.of(layer)
+        case nn.Conv1d():
+            return QuantConv1d.of(layer)
+        case nn.Linear():
+            return QuantLinear.of(layer)
+        case _:
+            raise AssertionError(f"{type(layer).__name__} is no layer")
+
+
+def _convolution_arguments(layer: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None, "device": "meta"}
+
+
+def _share(source: nn.Conv1d | nn.Conv2d | nn.Linear, target: QuantModule) -> QuantModule:
+    target.weight = source.weight
+    target.register_parameter("bias", cast("nn.Parameter | None", source.bias))
+    return target.train(source.training)

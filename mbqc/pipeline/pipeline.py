@@ -1,0 +1,123 @@
+"""A list of passes: parsed from text, checked as a whole before anything runs, run with instruments around."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from mbqc.errors import MbqcError, PipelineError
+from mbqc.pipeline.context import Context
+from mbqc.pipeline.instruments import Instrument
+from mbqc.pipeline.passes import Pass, Property
+from mbqc.program.operations import Program
+from mbqc.spec import format_dataclass, parse_dataclass, split_specs
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order in which they run."""
+
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, text: str, find: Callable[[str], type[Pass]]) -> Pipeline:
+        """Passes from `name{key=value},name,...`.
+
+        Args:
+            find: the class of a pass by name.
+
+        Raises:
+            PipelineError: unbalanced text, an unknown pass or option, a value of the wrong type.
+        """
+        return cls(tuple(parse_dataclass(find(name), options, name) for name, options in split_specs(text)))
+
+    def __str__(self) -> str:
+        return ",".join(format_pass(item) for item in self.passes)
+
+    def check(self, start: frozenset[str] = frozenset()) -> None:
+        """Refuses an order that cannot work, with all reasons at once.
+
+        Args:
+            start: names of properties that hold before the first pass.
+
+        Raises:
+            PipelineError: a pass requires what no pass before it sets, or what one of them cleared.
+        """
+        holds, cleared_by, problems = set(start), dict[str, str](), list[str]()
+        for index, item in enumerate(self.passes):
+            for needed in item.requires:
+                if needed.name not in holds:
+                    problems.append(self._missing(item, needed, cleared_by))
+            for gone in item.clears:
+                holds.discard(gone.name)
+                cleared_by[gone.name] = item.name
+            holds |= {p.name for p in item.sets}
+            if item.name in [other.name for other in self.passes[:index]] and not _repeatable(item):
+                problems.append(f"{item.name} appears twice")
+        if problems:
+            raise PipelineError("; ".join(problems), where=f"pipeline {self}")
+
+    def _missing(self, item: Pass, needed: Property, cleared_by: dict[str, str]) -> str:
+        setters = [other.name for other in self.passes if needed in other.sets]
+        if needed.name in cleared_by:
+            reason = f"which {cleared_by[needed.name]} cleared"
+        elif setters:
+            reason = f"which {setters[0]} sets only later"
+        else:
+            reason = "which no pass before it sets"
+        return f"{item.name} needs '{needed}' ({needed.meaning}), {reason}"
+
+    def run(
+        self, graph: fx.GraphModule, context: Context, instruments: Sequence[Instrument] = ()
+    ) -> fx.GraphModule | Program:
+        """Runs the passes on a copy of `graph`.
+
+        Raises:
+            PipelineError: the order cannot work.
+            MbqcError: a pass failed; the message names it.
+        """
+        self.check(properties_of(graph))
+        current: fx.GraphModule | Program = copy.deepcopy(graph)
+        for index, item in enumerate(self.passes):
+            if isinstance(current, Program):
+                raise PipelineError(f"nothing can run after the Program is made, but {item.name} follows")
+            for instrument in instruments:
+                instrument.before(index, item, current)
+            held = properties_of(current)
+            current = _run_pass(item, current, context)
+            if isinstance(current, fx.GraphModule):
+                kept = held - {p.name for p in item.clears}
+                current.meta["properties"] = kept | {p.name for p in item.sets}
+            for instrument in instruments:
+                instrument.after(index, item, current)
+        return current
+
+
+def properties_of(graph: fx.GraphModule) -> frozenset[str]:
+    """Names of the properties that hold for a graph."""
+    held = graph.meta.get("properties", frozenset())
+    assert isinstance(held, frozenset)
+    return held
+
+
+def format_pass(item: Pass) -> str:
+    """A pass as text, options that differ from their default in braces."""
+    return format_dataclass(item, item.name)
+
+
+def _repeatable(item: Pass) -> bool:
+    """A pass that sets nothing may run as often as one likes."""
+    return not item.sets
+
+
+def _run_pass(item: Pass, graph: fx.GraphModule, context: Context) -> fx.GraphModule | Program:
+    try:
+        return item.run(graph, context)
+    except MbqcError as error:
+        place = f"pass {item.name}"
+        if error.where is None or not error.where.startswith("pass "):
+            error.where = f"{place}, {error.where}" if error.where else place
+        raise

@@ -1,0 +1,1 @@
+"""The Program: the lowered integer model that backends execute and artifacts store."""

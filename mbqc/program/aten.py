@@ -1,0 +1,97 @@
+"""Aten functions inside a Program: the allow-list, and how torch runs them.
+
+Only names in `ALLOWED` are ever looked up, and all of them are pure functions of their arguments, so that an artifact
+from an untrusted source cannot make torch do anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from mbqc.errors import VerifyError
+from mbqc.program.operations import (
+    Argument,
+    AtenCall,
+    BatchMultiple,
+    Constant,
+    DTypeArgument,
+    ListArgument,
+    Reference,
+)
+
+ELEMENTWISE = frozenset(
+    """hardswish.default silu.default gelu.default sigmoid.default hardsigmoid.default tanh.default
+    leaky_relu.default elu.default softplus.default mish.default relu.default clamp.default exp.default sqrt.default abs.default neg.default
+    add.Tensor sub.Tensor mul.Tensor div.Tensor pow.Tensor_Scalar""".split()  # noqa: SIM905 - a list of words reads best
+)
+"""Functions of one tensor and numbers that a `Lookup` may tabulate."""
+
+ALLOWED = ELEMENTWISE | frozenset(
+    """cat.default stack.default matmul.default bmm.default softmax.int _softmax.default log_softmax.int
+    scaled_dot_product_attention.default layer_norm.default group_norm.default batch_norm.default embedding.default
+    conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose1d.default
+    conv_transpose2d.input linear.default prelu.default max_pool1d.default max_pool2d.default avg_pool1d.default
+    avg_pool2d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default constant_pad_nd.default pad.default
+    flatten.using_ints reshape.default view.default permute.default transpose.int unsqueeze.default squeeze.dim
+    squeeze.dims expand.default expand_as.default select.int slice.Tensor split.Tensor split_with_sizes.default
+    chunk.default unbind.int narrow.int repeat.default roll.default flip.default mean.dim mean.default sum.dim_IntList
+    amax.default amin.default maximum.default minimum.default where.self eq.Scalar ne.Scalar lt.Scalar gt.Scalar
+    le.Scalar ge.Scalar rsqrt.default reciprocal.default cos.default sin.default erf.default log.default clamp.Tensor
+    clamp_min.default clamp_max.default pow.Tensor_Tensor rsub.Scalar add.Scalar mul.Scalar sub.Scalar div.Scalar
+    relu6.default hardtanh.default pixel_shuffle.default upsample_nearest2d.vec upsample_bilinear2d.vec
+    movedim.int zeros_like.default ones_like.default to.dtype _to_copy.default""".split()  # noqa: SIM905
+)
+"""Every function that a Program may call."""
+
+
+def overload(name: str) -> OpOverload:
+    """The aten overload `name`, such as `gelu.default`.
+
+    Raises:
+        VerifyError: it is not in the allow-list.
+    """
+    if name not in ALLOWED:
+        raise VerifyError(f"aten.{name} is not in the list of functions that a Program may call")
+    packet, _, variant = name.partition(".")
+    found = getattr(getattr(torch.ops.aten, packet), variant)
+    assert isinstance(found, OpOverload)
+    return found
+
+
+def call(
+    function: AtenCall, values: Mapping[str, Tensor], tensors: Mapping[str, Tensor], batch: int
+) -> tuple[Tensor, ...]:
+    """Runs an aten call on named values; a result that is a list of tensors comes back as a tuple."""
+
+    def resolve(argument: Argument) -> Any:
+        match argument:
+            case Reference(name):
+                return values[name]
+            case Constant(name):
+                return tensors[name]
+            case BatchMultiple(factor):
+                return factor * batch
+            case DTypeArgument(name):
+                return getattr(torch, name)
+            case ListArgument(items):
+                return [resolve(item) for item in items]
+            case _:
+                return argument
+
+    arguments = [resolve(argument) for argument in function.args]
+    keywords = {key: resolve(argument) for key, argument in function.kwargs.items()}
+    result = overload(function.name)(*arguments, **keywords)
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def elementwise(function: AtenCall, x: Tensor) -> Tensor:
+    """One function of a `Lookup` on real numbers: its first argument is `x`, the others are plain numbers."""
+    if function.name not in ELEMENTWISE:
+        raise VerifyError(f"aten.{function.name} is not an element-wise function")
+    result: Tensor = overload(function.name)(x, *function.args, **function.kwargs)
+    return result

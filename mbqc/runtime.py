@@ -1,0 +1,153 @@
+"""A compiled model in memory: run it at any widths, save it, load it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mbqc import artifact
+from mbqc.artifact import Manifest
+from mbqc.backend import Backend, Executable
+from mbqc.errors import BackendError, InputError, UsageError
+from mbqc.ir.types import at_batch, format_dims
+from mbqc.program.operations import Program
+from mbqc.program.verify import TORCH_DTYPES
+from mbqc.widths import FULL_BITS, Bits, Widths, resolve
+
+BACKENDS = ("cpu", "reference")
+"""Names of the folders in `mbqc.backends`."""
+
+Array = Tensor | npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A Program with a backend. Calls at different widths may run at once in several threads.
+
+    Attributes:
+        program: what runs.
+        manifest: how it was made.
+        backend: name of the backend.
+        executable: the Program as loaded by the backend.
+    """
+
+    program: Program
+    manifest: Manifest
+    backend: str
+    executable: Executable
+
+    @property
+    def layers(self) -> Mapping[str, int | None]:
+        """The quantized layers in order, each with the width it keeps under a uniform width, or None."""
+        return MappingProxyType({name: info.pinned for name, info in self.program.listing.layers.items()})
+
+    def widths(self, bits: Bits = FULL_BITS) -> Widths:
+        """The width of every layer that `bits` means.
+
+        Raises:
+            WidthsError: a width outside 1..8, an unknown layer, or a layer without a width.
+        """
+        return resolve(bits, self.layers)
+
+    def __call__(self, *inputs: Array, bits: Bits = FULL_BITS) -> Tensor | tuple[Tensor, ...]:
+        """Runs the model.
+
+        Args:
+            inputs: as the model takes them, tensors or arrays; dimension 0 is the batch, of any size.
+            bits: one width for all layers (pinned ones keep theirs), or a map from layer to width, `...` for the rest.
+
+        Raises:
+            WidthsError, InputError: the call is wrong; the message says how.
+        """
+        outputs = self.executable.run(self.check_inputs(inputs), self.widths(bits))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def check_inputs(self, inputs: tuple[Array, ...]) -> list[Tensor]:
+        """Inputs as contiguous CPU tensors that fit the Program.
+
+        Raises:
+            InputError: count, dtype, shape or batch size does not fit.
+        """
+        names = self.program.listing.inputs
+        if len(inputs) != len(names):
+            raise InputError(f"the model takes {len(names)} input(s) ({', '.join(names)}), {len(inputs)} given")
+        tensors = [_tensor(given, name) for given, name in zip(inputs, names, strict=True)]
+        batch = tensors[0].shape[0] if tensors[0].dim() else 0
+        for name, tensor in zip(names, tensors, strict=True):
+            value = self.program.listing.values[name]
+            expected = f"{TORCH_DTYPES[value.dtype]} {format_dims(value.shape)}"
+            if tensor.dtype != TORCH_DTYPES[value.dtype]:
+                raise InputError(f"has dtype {tensor.dtype}, expected {expected}", where=f"input {name}")
+            if tuple(tensor.shape) != at_batch(value.shape, batch):
+                raise InputError(f"has shape {tuple(tensor.shape)}, expected {expected}", where=f"input {name}")
+        return tensors
+
+    def on(self, backend: str) -> Compiled:
+        """The same Program on another backend.
+
+        Raises:
+            UsageError: there is no such backend.
+            BackendError: it is not available here.
+        """
+        return make(self.program, self.manifest, backend)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the artifact, atomically.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        artifact.write(Path(path), self.program, self.manifest)
+
+
+def load(path: str | Path, backend: str = "cpu") -> Compiled:
+    """A compiled model from an artifact.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or no artifact of this format.
+        UsageError: there is no such backend.
+        BackendError: the backend is not available here.
+    """
+    program, manifest = artifact.read(Path(path))
+    return make(program, manifest, backend)
+
+
+def make(program: Program, manifest: Manifest, backend: str) -> Compiled:
+    """A verified Program on a backend, by name."""
+    return Compiled(program, manifest, backend, find_backend(backend).load(program))
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of a name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in BACKENDS:
+        raise UsageError(f"there is no backend {name!r}", hint=f"one of {', '.join(BACKENDS)}")
+    module: Backend = importlib.import_module(f"mbqc.backends.{name}")  # type: ignore[assignment]
+    return module
+
+
+def _tensor(given: object, name: str) -> Tensor:
+    if isinstance(given, np.ndarray):
+        try:
+            given = torch.from_numpy(np.ascontiguousarray(given))
+        except TypeError:
+            raise InputError(f"has dtype {given.dtype}, which torch does not know", where=f"input {name}") from None
+    if not isinstance(given, Tensor):
+        raise InputError(f"is a {type(given).__name__}, expected a tensor or an array", where=f"input {name}")
+    if given.device.type != "cpu":
+        raise InputError(f"lies on {given.device}, expected the cpu", where=f"input {name}", hint="move it with .cpu()")
+    return given.detach().contiguous()
+
+
+__all__ = ["BACKENDS", "BackendError", "Compiled", "find_backend", "load", "make"]

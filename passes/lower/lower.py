@@ -1,0 +1,109 @@
+"""The pass: walks a quantized graph in order and writes a Program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from mbqc.errors import PassError
+from mbqc.ir.annotations import Sensitivity, find_annotation
+from mbqc.ir.modules import WeightQuantizer
+from mbqc.ir.quantized import layer_nodes, quantized_layers
+from mbqc.ir.types import type_of
+from mbqc.ir.vocabulary import module_of
+from mbqc.numerics import Ladder
+from mbqc.passes.lower.builder import DTYPES, Builder
+from mbqc.passes.lower.fallback import fallback_form
+from mbqc.passes.lower.integer import integer_form
+from mbqc.passes.lower.states import Stored
+from mbqc.passes.lower.walk import Walk, is_read_through_layer, structural_form
+from mbqc.pipeline import Context, Pass, Property
+from mbqc.program.operations import Aten, LayerInfo, Program
+from mbqc.program.verify import verify_program
+from mbqc.properties import QUANTIZED
+
+
+@dataclass(frozen=True)
+class Lower(Pass):
+    """Turns the quantized graph into a Program: integer operations with fused epilogues.
+
+    BatchNorm, correction, residual addition, activation and requantization become one epilogue of the layer before
+    them; other activations become tables. What has no integer form stays a float operation and is reported.
+    """
+
+    name: ClassVar[str] = "lower"
+    requires: ClassVar[tuple[Property, ...]] = (QUANTIZED,)
+
+    def run(self, graph: fx.GraphModule, context: Context) -> Program:
+        """The Program.
+
+        Raises:
+            PassError: an operation has neither an integer nor an allowed float form.
+            VerifyError: the Program breaks a rule, for instance an accumulator that could overflow.
+        """
+        builder = Builder(_ladder(graph))
+        walk = Walk(graph, builder)
+        inputs = []
+        for node in graph.graph.nodes:
+            if node.op == "placeholder" and node.target != "widths":
+                inputs.append(_input(walk, node))
+            elif node.op not in ("placeholder", "output") and not is_read_through_layer(node):
+                _visit(walk, node)
+        outputs = [walk.float_value(node).name for node in _results(graph)]
+        program = builder.program(inputs, outputs, _layer_infos(graph))
+        verify_program(program)
+        for operation in program.listing.operations:
+            if isinstance(operation, Aten):
+                subject = operation.outputs[0]
+                context.report.add(self.name, "fallback", subject, f"aten.{operation.call.name} runs in float")
+        return program
+
+
+def _input(walk: Walk, node: fx.Node) -> str:
+    kind = type_of(node)
+    if kind.dtype not in DTYPES or kind.dims[:1] != (-1,):
+        raise PassError(f"an input of type {kind} has no form in a Program", where=f"node {node.name}")
+    name = walk.builder.define(node.name, DTYPES[kind.dtype], kind.dims)
+    walk.states[node] = Stored(name, kind.dims, channels_last=False, codes=False)
+    return name
+
+
+def _visit(walk: Walk, node: fx.Node) -> None:
+    """Gives the node a state: structure, else integer arithmetic, else a float operation."""
+    try:
+        state = structural_form(walk, node) or integer_form(walk, node)
+        walk.states[node] = state if state is not None else fallback_form(walk, node)
+    except PassError as error:
+        source = node.meta.get("source")
+        error.where = f"node {node.name}" + (f" ({source})" if source else "")
+        raise
+
+
+def _ladder(graph: fx.GraphModule) -> Ladder:
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        if isinstance(module, WeightQuantizer):
+            return module.ladder
+    raise PassError("no layer is quantized")
+
+
+def _layer_infos(graph: fx.GraphModule) -> dict[str, LayerInfo]:
+    traces = {str(node.target): find_annotation(node, Sensitivity) for node in layer_nodes(graph)}
+    return {
+        layer: LayerInfo(pinned, trace.per_parameter if trace else None, _relative_error(trace))
+        for (layer, pinned), trace in zip(quantized_layers(graph).items(), traces.values(), strict=True)
+    }
+
+
+def _relative_error(trace: Sensitivity | None) -> float | None:
+    if trace is None:
+        return None
+    return trace.stderr / trace.trace * trace.per_parameter if trace.trace else 0.0
+
+
+def _results(graph: fx.GraphModule) -> list[fx.Node]:
+    (output,) = graph.graph.find_nodes(op="output")
+    result = output.args[0]
+    return [result] if isinstance(result, fx.Node) else list(result)

@@ -1,0 +1,36 @@
+"""Package map and native library. The metadata stands in pyproject.toml.
+
+`passes/` and `backends/` install as `mbqc.passes` and `mbqc.backends`. The CPU kernels are plain C++ behind a C
+interface; they are optional: without a compiler the install succeeds and the `cpu` backend says what is missing.
+"""
+
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+ROOT = Path(__file__).parent
+FOLDERS = {"mbqc": "mbqc", "mbqc.passes": "passes", "mbqc.backends": "backends"}
+
+
+def packages() -> list[str]:
+    found = []
+    for name, folder in FOLDERS.items():
+        found += [name, *(f"{name}.{sub}" for sub in find_packages(str(ROOT / folder)))]
+    return found
+
+
+kernels = Extension(
+    "mbqc.backends.cpu._native",
+    sources=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("backends/cpu/csrc/*.cpp")),
+    depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("backends/cpu/csrc/*.h")),
+    # contraction off: the epilogue is a multiplication and an addition with two roundings (the numerics contract)
+    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"],
+    optional=True,
+)
+
+setup(
+    packages=packages(),
+    package_dir=FOLDERS,
+    package_data={"mbqc": ["py.typed"], "mbqc.backends": ["cpu/csrc/*"]},
+    ext_modules=[kernels],
+)

@@ -1,0 +1,139 @@
+"""What trace and canonicalize refuse: one error each, with the user's line and a way out."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mbqc.errors import MbqcError, ModelError, TraceError
+from mbqc.frontend.trace import trace
+from mbqc.passes.normalize.rewrite import canonicalize
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:  # here
+            return x
+        return -x
+
+
+class DataDependentShape(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : int(x.sum().item())]  # here
+
+
+class Raises(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.zeros(7, 2)  # here
+
+
+class FixedBatchInside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :4] + x.reshape(2, 6)[:, :4]  # here
+
+
+class FixedBatchOutside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(2, -1)
+
+
+class BatchBranch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] > 1 else -x
+
+
+class OneMoreSample(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x[:1]])  # here
+
+
+class ReturnsDict(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": x}
+
+
+class WritesView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + 0
+        y[:, 0] += 1.0
+        return y
+
+
+class CountsCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1.0)  # here
+        return x * self.calls
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5)
+
+
+CASES = [
+    (DataDependent, TraceError, "depend on the values", "torch.where"),
+    (DataDependentShape, TraceError, "depend on the values", "torch.where"),
+    (Raises, ModelError, "mat1 and mat2 shapes cannot be multiplied", ""),
+    (FixedBatchInside, TraceError, "one batch size only", "x.shape[0]"),
+    (FixedBatchOutside, TraceError, "one batch size only", "x.shape[0]"),
+    (BatchBranch, TraceError, "differ in output 0", "decisions on the batch size"),
+    (OneMoreSample, TraceError, "must be fixed or a multiple of the batch", "alike"),
+    (ReturnsDict, TraceError, "the model returns dict", "forward returns tensors"),
+    (WritesView, TraceError, "differ in output 0", "in-place changes of slices"),
+    (CountsCalls, TraceError, "changes its own tensor 'calls'", "compute outputs only"),
+    (AlwaysDrops, TraceError, "differ in output 0", "random operations"),
+]
+
+
+@pytest.mark.parametrize(("build", "kind", "message", "hint"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_refused(build, kind, message, hint):
+    with pytest.raises(MbqcError) as caught:
+        trace(build(), (torch.ones(2, 6),))
+    error = caught.value
+    assert type(error) is kind
+    assert message in str(error)
+    assert hint in (error.hint or "")
+    lines, start = inspect.getsourcelines(build)
+    marked = [start + i for i, line in enumerate(lines) if "# here" in line]
+    if marked:
+        assert f"{__file__}:{marked[0]}" in (error.where or "")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((), "non-empty tuple"),
+        (torch.ones(2, 6), "non-empty tuple"),
+        ((3,), "must be a tensor"),
+        ((torch.tensor(1.0),), "batch as dimension 0"),
+        ((torch.ones(2, 6), torch.ones(3, 6)), "[2, 3]"),
+        ((torch.ones(0, 6),), "[0]"),
+    ],
+)
+def test_inputs_that_are_no_batch(inputs, message):
+    with pytest.raises(ModelError) as caught:
+        trace(nn.Identity(), inputs)
+    assert message in str(caught.value)
+
+
+def test_batchnorm_without_running_statistics():
+    inputs = (torch.randn(2, 3, 4, 4),)
+    gm = trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)), inputs)
+    with pytest.raises(TraceError) as caught:
+        canonicalize(gm, inputs)
+    assert "track_running_stats=True" in str(caught.value)
+
+
+def test_nothing_is_printed(capfd):
+    with pytest.raises(TraceError):
+        trace(DataDependent(), (torch.ones(2, 6),))
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
