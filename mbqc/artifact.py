@@ -7,8 +7,7 @@ checksum covers listing, manifest and tensors. Writing goes through a temporary 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mbqc.errors import ArtifactError, VerifyError
+from mbqc.files import write_atomically
 from mbqc.program.operations import Listing, Program, Record
 from mbqc.program.verify import verify_program
 
@@ -65,38 +65,19 @@ def write(path: Path, program: Program, manifest: Manifest) -> None:
     Raises:
         ArtifactError: the folder is missing, not writable, or the disk is full.
     """
-    listing_json = msgspec.json.encode(program.listing).decode()
-    manifest_json = msgspec.json.encode(manifest).decode()
+    listing_json, manifest_json = _to_json(program.listing), _to_json(manifest)
     metadata = {
         "format": str(FORMAT),
         "listing": listing_json,
         "manifest": manifest_json,
         "checksum": _checksum(listing_json, manifest_json, program.tensors),
     }
+    # safetensors refuses tensors that share memory
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in program.tensors.items()}
     try:
-        _replace(path, save(dict(program.tensors), metadata))
+        write_atomically(path, save(tensors, metadata))
     except OSError as error:
         raise ArtifactError(f"cannot write: {error.strerror or error}", where=str(path)) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read(path: Path) -> tuple[Program, Manifest]:
@@ -106,7 +87,7 @@ def read(path: Path) -> tuple[Program, Manifest]:
         ArtifactError: the file is missing, truncated, changed, of another format, or breaks a rule of Programs.
     """
     if not path.is_file():
-        raise ArtifactError("there is no such file", where=str(path))
+        raise ArtifactError("is no file" if path.exists() else "there is no such file", where=str(path))
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -133,11 +114,16 @@ def _decode(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor])
     if metadata["checksum"] != _checksum(metadata["listing"], metadata["manifest"], tensors):
         raise ArtifactError("the checksum does not match: the file was damaged or changed", where=str(path))
     try:
-        listing = msgspec.json.decode(metadata["listing"], type=Listing)
-        manifest = msgspec.json.decode(metadata["manifest"], type=Manifest)
+        listing = msgspec.convert(json.loads(metadata["listing"]), Listing)
+        manifest = msgspec.convert(json.loads(metadata["manifest"]), Manifest)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise ArtifactError(f"the description does not fit format {FORMAT}: {error}", where=str(path)) from error
     return Program(listing, tensors), manifest
+
+
+def _to_json(record: Record) -> str:
+    """By the json module, which keeps infinity and NaN; msgspec's own encoder writes them as null."""
+    return json.dumps(msgspec.to_builtins(record), separators=(",", ":"))
 
 
 def _checksum(listing: str, manifest: str, tensors: Mapping[str, Tensor]) -> str:

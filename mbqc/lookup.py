@@ -5,12 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from types import ModuleType
 
 from mbqc.errors import MbqcError, ModelError, PipelineError
 from mbqc.pipeline import Pass
+
+_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")} | {str(Path(__file__).parent)}
+_NOT_THE_USERS = ("<", *(f"{folder}{os.sep}" for folder in _INSTALLED))
 
 
 def find_pass(name: str) -> type[Pass]:
@@ -52,7 +58,8 @@ def import_module(place: str) -> ModuleType:
     except MbqcError:
         raise
     except ModuleNotFoundError as error:
-        raise ModelError(f"cannot import {place!r}: {error}") from error
+        hint = "write path/file.py, or package.module as for import"
+        raise ModelError(f"cannot import {place!r}: {error}", hint=hint) from error
     except Exception as error:
         raise _import_error(place, error) from error
 
@@ -80,8 +87,11 @@ def _import_file(path: Path) -> ModuleType:
 def _import_error(place: str, error: BaseException) -> ModelError:
     if isinstance(error, SyntaxError):
         return ModelError(f"syntax error: {error.msg}", where=f"{error.filename}:{error.lineno}")
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else place
+    where = user_line(error) or place
     return ModelError(f"raised {type(error).__name__} while it was imported: {error}", where=where)
+
+
+def user_line(error: BaseException) -> str | None:
+    """`file:line` of the innermost frame of an exception that is neither of mbqc nor of an installed package."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mbqc.errors import DataError, PassError, PipelineError
 from mbqc.ir.annotations import Sensitivity, Switching, annotate
@@ -122,6 +123,15 @@ class Hasb(Pass):
                 annotate(node, annotation)
 
 
+class _TwiceDifferentiable(fx.Interpreter):
+    """Runs a graph with functions that torch can differentiate twice."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(self.fetch_attr(target), nn.Hardsigmoid):
+            return nn.functional.relu6(args[0] + 3) / 6
+        return super().call_module(target, args, kwargs)
+
+
 def _probe(
     graph: fx.GraphModule,
     weights: list[Tensor],
@@ -132,9 +142,11 @@ def _probe(
     inputs, target = batch
     signs = [torch.randint(0, 2, w.shape, generator=generator).to(w.dtype) * 2 - 1 for w in weights]
     with torch.enable_grad():
-        value = loss(graph(*inputs, FLOAT), target)
-        if not bool(torch.isfinite(value)):
-            raise PassError(f"the loss is {float(value)} on the float model", hint="check the data and loss()")
+        # attention's fused kernels have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):
+            value = loss(_TwiceDifferentiable(graph).run(*inputs, FLOAT), target)
+        if not bool(torch.isfinite(value.detach())):
+            raise PassError(f"the loss is {float(value.detach())} on the float model", hint="check the data and loss()")
         gradients = torch.autograd.grad(value, weights, create_graph=True, allow_unused=True)
         if any(g is None for g in gradients):
             raise PassError("the loss does not depend on every layer's weight", hint="check loss()")

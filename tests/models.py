@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 Example = tuple[nn.Module, tuple[Tensor, ...]]
@@ -41,12 +41,22 @@ def conv_bn(cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int =
 
 
 def mlp() -> Example:
-    return seeded(lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), (2, 12))
+    return seeded(
+        lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)),
+        (2, 12),
+    )
 
 
 def conv_net() -> Example:
     """The simplest one with everything a pass needs: two convolutions with BatchNorm, a linear layer."""
-    layers = [*conv_bn(3, 8), nn.ReLU(), *conv_bn(8, 8, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers = [
+        *conv_bn(3, 8),
+        nn.ReLU(),
+        *conv_bn(8, 8, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ]
     return seeded(lambda: nn.Sequential(*layers, nn.Linear(8, 5)), (2, 3, 8, 8))
 
 
@@ -103,7 +113,11 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *conv_bn(channels, hidden, 1), nn.ReLU(), *conv_bn(hidden, hidden), nn.ReLU(), *conv_bn(hidden, channels, 1)
+            *conv_bn(channels, hidden, 1),
+            nn.ReLU(),
+            *conv_bn(hidden, hidden),
+            nn.ReLU(),
+            *conv_bn(hidden, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,14 +202,23 @@ def vit_own() -> Example:
 
 def conv1d_net() -> Example:
     layers: list[nn.Module] = [nn.Conv1d(4, 8, 5, 2, 2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2)]
-    layers += [nn.Conv1d(8, 8, 3, padding=2, dilation=2, groups=2), nn.LeakyReLU(0.1), nn.AvgPool1d(2), nn.Flatten()]
+    layers += [
+        nn.Conv1d(8, 8, 3, padding=2, dilation=2, groups=2),
+        nn.LeakyReLU(0.1),
+        nn.AvgPool1d(2),
+        nn.Flatten(),
+    ]
     return seeded(lambda: nn.Sequential(*layers, nn.Linear(32, 3)), (2, 4, 32))
 
 
 def conv_kinds() -> Example:
     """Grouped, depthwise, dilated, strided and rectangular convolutions, one without BatchNorm, one without bias."""
     layers: list[nn.Module] = [nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ReLU()]
-    layers += [nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, bias=False), nn.BatchNorm2d(8), nn.Hardswish()]
+    layers += [
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Hardswish(),
+    ]
     layers += [nn.Conv2d(8, 6, (1, 3), (1, 2), (0, 1)), nn.SiLU(), nn.AvgPool2d(2), nn.Conv2d(6, 6, 1)]
     return seeded(lambda: nn.Sequential(*layers), (2, 4, 8, 8))
 
@@ -301,7 +324,15 @@ class Activations(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        kinds = [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.Hardsigmoid(), nn.LeakyReLU(0.2)]
+        kinds = [
+            nn.ReLU(),
+            nn.ReLU6(),
+            nn.Hardswish(),
+            nn.SiLU(),
+            nn.GELU(),
+            nn.Hardsigmoid(),
+            nn.LeakyReLU(0.2),
+        ]
         self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in kinds)
         self.acts = nn.ModuleList(kinds)
 

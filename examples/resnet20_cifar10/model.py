@@ -105,7 +105,7 @@ def train_images(folder: Path = DATA) -> tuple[Tensor, Tensor]:
     return images([f"data_batch_{n}.bin" for n in range(1, 6)], folder)
 
 
-def test_images(folder: Path = DATA) -> tuple[Tensor, Tensor]:
+def held_out_images(folder: Path = DATA) -> tuple[Tensor, Tensor]:
     """The 10 000 test images and labels."""
     return images(["test_batch.bin"], folder)
 
@@ -156,7 +156,7 @@ def train_data() -> TrainBatches:
 
 def eval_data() -> Iterator[tuple[Tensor, Tensor]]:
     """The test images in batches of 250."""
-    pixels, labels = test_images()
+    pixels, labels = held_out_images()
     return ((normalise(x), y) for x, y in zip(pixels.split(250), labels.split(250), strict=True))
 
 
@@ -167,4 +167,4 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 
 def metric(output: Tensor, target: Tensor) -> float:
     """Accuracy in percent."""
-    return 100.0 * (output.argmax(1) == target).float().mean().item()
+    return 100.0 * (output.argmax(1) == target).sum().item() / len(target)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from model import DATA, WEIGHTS, ResNet20, TrainBatches, loss, metric, normalise, test_images, train_images
+from model import DATA, WEIGHTS, ResNet20, TrainBatches, held_out_images, loss, metric, normalise, train_images
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -65,7 +65,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     net = ResNet20().to(memory_format=torch.channels_last)
     batches = TrainBatches(*train_images(options.data), batch=options.batch, seed=options.seed)
-    tests = test_images(options.data)
+    tests = held_out_images(options.data)
     optimizer = torch.optim.SGD(net.parameters(), options.rate, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, options.epochs * len(batches))
     for epoch in range(1, options.epochs + 1):

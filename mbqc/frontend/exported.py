@@ -27,7 +27,8 @@ def trace_by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.
     # a batch of one would become a constant
     inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example_inputs)
     try:
-        with _quiet():
+        # under no_grad, for a model may ask for that itself: a change of grad mode would become a node
+        with _quiet(), torch.no_grad():
             program = torch.export.export(model, inputs, dynamic_shapes=((batch,) * len(inputs)), strict=False)
             exported = program.module(check_guards=False)
     except Exception as exc:
@@ -80,7 +81,8 @@ def _plain(model: nn.Module, exported: fx.GraphModule) -> fx.GraphModule:
     names = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
     paths = _first_paths(model)
     tensors: dict[str, Tensor] = {}
-    graph, env = fx.Graph(), {}
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
     for node in exported.graph.nodes:
         if node.op == "output":
             graph.output(fx.node.map_arg(node.args[0], env.__getitem__))
@@ -89,7 +91,7 @@ def _plain(model: nn.Module, exported: fx.GraphModule) -> fx.GraphModule:
         if node.op == "get_attr":
             tensor = get_tensor(exported, str(node.target))
             copied.target = names.get(id(tensor), node.target)
-            tensors[copied.target] = tensor
+            tensors[str(copied.target)] = tensor
         copied.meta = {"source": line_in_stack(node.meta.get("stack_trace")), "scope": _scope(node, paths)}
     return fx.GraphModule(tensors, graph)
 

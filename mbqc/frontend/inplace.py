@@ -41,7 +41,7 @@ def make_functional(gm: fx.GraphModule) -> None:
             user.replace_input_with(changed, new)
     for module in gm.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
 
 
 def _writes_first_argument(node: fx.Node) -> bool:

@@ -37,9 +37,7 @@ _TAKE_NUMBERS = frozenset({"add", "sub", "mul", "div", "add_", "sub_", "mul_", "
 _INVALID = object()
 
 
-def named_arguments(
-    function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
+def named_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Arguments of a call of a torch function under the names that aten uses.
 
     Only the Python functions of torch.nn.functional have an order and arguments of their own; all others take their

@@ -50,13 +50,26 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(model).eval()
     except Exception as exc:
-        raise ModelError(f"the model cannot be copied: {exc}", where=line_of_error(exc)) from exc
-    for module in list(copied.modules()):
+        raise ModelError(f"the model cannot be copied: {exc}", hint="copy.deepcopy(model) must work") from exc
+    for module in copied.modules():
         if parametrize.is_parametrized(module):
-            assert isinstance(module.parametrizations, nn.ModuleDict)
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
+            _freeze_parametrizations(module)
     return copied
+
+
+def _freeze_parametrizations(module: nn.Module) -> None:
+    """Make parametrized tensors plain parameters.
+
+    Not by torch's `remove_parametrizations`: that edits the module's class, which copy and original share.
+    """
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    with torch.no_grad():
+        tensors = {name: getattr(module, name).clone() for name in parametrizations}
+    del module.parametrizations
+    (module.__class__,) = type(module).__bases__
+    for name, tensor in tensors.items():
+        module.register_parameter(name, nn.Parameter(tensor))
 
 
 def run_reference(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[Sample]:

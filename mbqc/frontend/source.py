@@ -1,4 +1,4 @@
-"""Which line of the user's code something comes from."""
+"""Which line of the user's code something comes from: code outside torch, mbqc and Python's library."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ import torch
 import mbqc
 
 _INTERNAL = tuple(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (torch, mbqc))
+_STANDARD_LIBRARY = f"{Path(os.__file__).parent}{os.sep}"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def line_in_stack(stack: str | None) -> str | None:
-    """`"file:line"` of the innermost frame outside torch and mbqc in the text of a stack, None without one."""
+    """`"file:line"` of the innermost user frame in the text of a stack, None without one."""
     frames = [(file, line) for file, line in _FRAME.findall(stack or "") if _is_user_file(file)]
     return ":".join(frames[-1]) if frames else None
 
 
 def line_of_error(error: BaseException) -> str | None:
-    """`"file:line"` of the innermost frame outside torch and mbqc that an error, or one behind it, went through."""
+    """`"file:line"` of the innermost user frame that an error, or one behind it, went through, None without one."""
     for link in _chain(error):
         frames = [f for f in traceback.extract_tb(link.__traceback__) if _is_user_file(f.filename)]
         if frames:
@@ -40,4 +41,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _is_user_file(file: str) -> bool:
     # "<eval_with_key>.0" is code that fx generated, "torch/fx/..." a node that export added by itself
-    return not file.startswith(("<", "torch/", *_INTERNAL))
+    if file.startswith(("<", "torch/", *_INTERNAL)):
+        return False
+    return "site-packages" in file or not file.startswith(_STANDARD_LIBRARY)

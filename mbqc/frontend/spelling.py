@@ -31,7 +31,7 @@ FUNCTIONS = frozenset(
     pad mean sum cat stack chunk split unbind flatten unflatten view reshape squeeze unsqueeze
     permute transpose expand repeat contiguous clone detach
     dropout feature_dropout scaled_dot_product_attention
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """Python names that mean the aten operation of this name."""
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mbqc.frontend.spelling import spell_as_aten
 from mbqc.frontend.source import line_in_stack
+from mbqc.frontend.spelling import spell_as_aten
 from mbqc.ir.vocabulary import CANONICAL_MODULES
 
 IDENTITIES: tuple[type[nn.Module], ...] = (
@@ -60,6 +60,8 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a module computes what its torch class computes: no override, hook or parametrization changes it."""
     base = next((cls for cls in type(module).__mro__ if cls in _LEAVES), None)
     if base is None or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if getattr(module, "return_indices", False):  # a second output
         return False
     return all(getattr(type(module), name, None) is getattr(base, name, None) for name in _BEHAVIOUR)
 

@@ -57,9 +57,9 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModul
 def _plain_output(gm: fx.GraphModule, *, is_tuple: bool) -> None:
     """Make the output one tensor or a tuple, where export has tuples and a model may have lists."""
     output = gm.graph.output_node()
-    (value,) = output.args
-    values = (value,) if isinstance(value, fx.Node) else value
-    output.args = (tuple(values) if is_tuple else values[0],)
+    value = output.args[0]
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    output.args = (values if is_tuple else values[0],)
     gm.recompile()
 
 

@@ -9,10 +9,9 @@ from torch import fx
 from torch._ops import OpOverload
 
 
-def op_name(overload: OpOverload) -> str:
-    """`"add.Tensor"` for `torch.ops.aten.add.Tensor`; the other namespaces keep theirs, `"prims::sin.default"`."""
-    packet, overload_name = str(overload).rsplit(".", 1)
-    return f"{packet.removeprefix('aten.').replace('.', '::')}.{overload_name}"
+def op_name(node: fx.Node) -> str:
+    """`"add.Tensor"` for a node that calls `torch.ops.aten.add.Tensor`."""
+    return str(node.target).removeprefix("aten.")
 
 
 def bind(overload: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

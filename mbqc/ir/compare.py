@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,11 +15,11 @@ from mbqc.widths import FLOAT, Widths, resolve
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
     """Signal to quantization noise ratio in decibels, infinite where the two are equal."""
-    noise = float((reference.double() - other.double()).square().sum())
-    signal = float(reference.double().square().sum())
+    exact, found = reference.detach().double(), other.detach().double()
+    noise, signal = float((exact - found).square().sum()), float(exact.square().sum())
     if noise == 0:
-        return float("inf")
-    return 10 * float(torch.log10(torch.tensor(max(signal, 1e-300) / noise, dtype=torch.float64)))
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def layer_sqnr(graph: fx.GraphModule, inputs: Sequence[Tensor], bits: Iterable[int]) -> dict[str, dict[int, float]]:

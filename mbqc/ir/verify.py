@@ -14,7 +14,13 @@ from mbqc.ir.graph import get_tensor, is_int
 from mbqc.ir.types import TensorType
 from mbqc.ir.vocabulary import BATCH_NORMS, CANONICAL_MODULES, is_aten, module_of
 
-IDENTITIES = ("dropout.default", "feature_dropout.default", "alias.default", "detach.default", "contiguous.default")
+IDENTITIES = (
+    "dropout.default",
+    "feature_dropout.default",
+    "alias.default",
+    "detach.default",
+    "contiguous.default",
+)
 """Aten calls that a canonical graph does without."""
 
 
@@ -159,4 +165,6 @@ def _channels(module: nn.Module) -> tuple[int | None, int]:
         return module.num_features, 1
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return module.in_channels, 1
-    return (module.in_features, -1) if isinstance(module, nn.Linear) else (None, 0)
+    if isinstance(module, nn.Linear):
+        return module.in_features, -1
+    return None, 0

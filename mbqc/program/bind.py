@@ -243,7 +243,7 @@ def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder
     code_sum, count = codes.sum(1), codes.shape[1]
     slope = scale * float(1 << (numerics.STORED_BITS - bits))
     offset = scale * numerics.ladder_offset(bits, ladder)
-    if weight.mean is None or bits == numerics.STORED_BITS:
+    if weight.mean is None:
         return WeightLine(slope, offset, code_sum, count)
     if weight.std is not None:
         _, code_std = numerics.moments(codes)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
@@ -34,7 +32,10 @@ class _Copy:
         self.shared: dict[tuple[Any, ...], fx.Node] = {}
         needed = _needed(gm.graph)
         inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        for node in (*inputs, *(n for n in gm.graph.nodes if n in needed and not _is_late(n) and n not in inputs)):
+        for node in (
+            *inputs,
+            *(n for n in gm.graph.nodes if n in needed and not _is_late(n) and n not in inputs),
+        ):
             self.copy(node)
 
     def copy(self, node: fx.Node) -> fx.Node:
@@ -46,11 +47,12 @@ class _Copy:
             args, kwargs = shortest(node.target, arguments(node))
         args, kwargs = fx.node.map_arg((args, kwargs), self.copy)
         key = (node.op, node.target, repr(args))
-        if _is_late(node) and key in self.shared:
-            new = self.shared[key]
-        else:
-            new = self.shared[key] = self.graph.create_node(node.op, node.target, args, kwargs, name=_name(node))
+        new = self.shared.get(key)
+        if new is None:
+            new = self.graph.create_node(node.op, node.target, args, kwargs, name=_name(node))
             new.meta = dict(node.meta)
+        if _is_late(node):
+            self.shared[key] = new
         self.copies[node] = new
         return new
 
@@ -70,10 +72,11 @@ def _is_late(node: fx.Node) -> bool:
 
 
 def _name(node: fx.Node) -> str:
-    if node.op == "call_function":
-        text = op_name(node.target).partition(".")[0] if is_aten(node) else node.target.__name__
-        return text.replace("::", "_")
-    return str(node.target).replace(".", "_")
+    if is_aten(node):
+        return op_name(node).partition(".")[0]
+    if callable(node.target):
+        return str(node.target.__name__)
+    return node.target.replace(".", "_")
 
 
 def _rebuild_tree(gm: fx.GraphModule) -> None:

@@ -15,7 +15,6 @@ from mbqc.ir.types import type_of
 from mbqc.ir.vocabulary import is_aten
 from mbqc.passes.normalize.builders import BUILDERS, TENSORS, build
 
-
 _NO_SCOPE = ("", "")
 
 
@@ -48,7 +47,7 @@ def raise_to_modules(gm: fx.GraphModule) -> None:
 
 def _module_for(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """What the call of `node` means, with its tensors; None where no module does or an argument is computed."""
-    name = op_name(node.target)
+    name = op_name(node)
     source = _input(node)
     if name not in BUILDERS or source is None:
         return None
@@ -94,20 +93,23 @@ def _own_path(node: fx.Node, module: nn.Module) -> str | None:
 
 
 def _free_path(gm: fx.GraphModule, node: fx.Node, base: str | None, module: nn.Module) -> str:
-    """The first name that is free: `base`, else (for a function) the module that calls it and the operation."""
-    op = op_name(node.target).partition(".")[0]
-    scope = node.meta.get("scope", _NO_SCOPE)[0] if base is None else base
-    candidates = [*([base] if base else []), f"{scope}.{op}".lstrip("."), f"{scope}_{op}".lstrip("_")]
+    """`base` if that is free, else a name from the module that calls the function and the operation."""
     targets = [n for n in gm.graph.nodes if n.op in ("call_module", "get_attr")]
     # tensors of the module itself may stay below its name
     others = [n for n in targets if n.users and not _reads_any(gm, n, module)]
 
-    def is_free(path: str) -> bool:
-        inside = any(str(n.target).startswith(f"{path}.") for n in others)
-        return not inside and not any(f"{path}.".startswith(f"{n.target}.") for n in targets)
+    def is_taken(path: str) -> bool:
+        return any(f"{path}.".startswith(f"{n.target}.") for n in targets)
 
-    numbered = (c if i == 0 else f"{c}_{i}" for i in itertools.count() for c in candidates)
-    return next(path for path in numbered if is_free(path))
+    def is_free(path: str) -> bool:
+        return not is_taken(path) and not any(str(n.target).startswith(f"{path}.") for n in others)
+
+    if base and is_free(base):
+        return base
+    op = op_name(node).partition(".")[0]
+    scope = node.meta.get("scope", _NO_SCOPE)[0] if base is None else base
+    stem = f"{scope}{'_' if is_taken(scope) else '.'}{op}" if scope else op
+    return next(path for path in itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1))) if is_free(path))
 
 
 def _reads_any(gm: fx.GraphModule, node: fx.Node, module: nn.Module) -> bool:

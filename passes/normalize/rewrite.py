@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from mbqc.errors import TraceError
 from mbqc.ir.graph import replace_value

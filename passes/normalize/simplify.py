@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from mbqc.errors import TraceError
 from mbqc.ir.aten import arguments, op_name
@@ -37,7 +38,7 @@ def simplify(gm: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
     for node in list(gm.graph.nodes):
         if not is_aten(node):
             continue
-        name = op_name(node.target)
+        name = op_name(node)
         if name in _MAY_BE_IDENTITY and _is_identity(node):
             replace_value(node, node.args[0])
         elif name in _RULES:
@@ -69,7 +70,7 @@ _RESHAPES = frozenset(
     """
     view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int view_as.default
     squeeze.default squeeze.dim squeeze.dims unsqueeze.default
-    """.split()
+    """.split()  # noqa: SIM905
 )
 _PERMUTES = frozenset({"transpose.int", "permute.default", "t.default", "numpy_T.default", "movedim.int"})
 _DROPOUTS = frozenset({"dropout.default", "feature_dropout.default", "alpha_dropout.default"})
@@ -78,7 +79,7 @@ _COPIES = frozenset(
     alias.default detach.default contiguous.default clone.default lift_fresh_copy.default
     to.dtype to.device to.dtype_layout to.other type_as.default _to_copy.default
     expand.default expand_as.default slice.Tensor narrow.default
-    """.split()
+    """.split()  # noqa: SIM905
 )
 _MAY_BE_IDENTITY = _RESHAPES | _COPIES | _DROPOUTS
 
@@ -119,7 +120,8 @@ def _to_reshape(node: fx.Node, dims: Dims) -> None:
 def _permute(node: fx.Node) -> None:
     """Any permutation of dimensions, found by applying it to their numbers."""
     source = node.args[0]
-    assert isinstance(source, fx.Node) and callable(node.target)
+    assert isinstance(source, fx.Node)
+    assert isinstance(node.target, OpOverload)
     rank = len(type_of(source).dims)
     # a tensor of shape (0, 1, 2, ...): permuting it permutes the numbers
     numbered = torch.empty(tuple(range(rank)), device="meta")
@@ -135,12 +137,13 @@ def _split(node: fx.Node) -> None:
     source, types = node.args[0], node.meta["type"]
     assert isinstance(source, fx.Node)
     rank = len(type_of(source).dims)
-    dim = arguments(node)["dim"] % rank
+    dim: int = arguments(node)["dim"] % rank
     removed = is_aten(node, "unbind.int")
-    sizes = [1 if removed else t.dims[dim] for t in types]
+    sizes: list[int] = [1 if removed else t.dims[dim] for t in types]
     if type_of(source).dims[dim] < 0 or not all(u.target is operator.getitem for u in node.users):
         return
     for item in list(node.users):
+        assert isinstance(item.args[1], int)
         index = item.args[1] % len(sizes)
         start = sum(sizes[:index])
         if removed:

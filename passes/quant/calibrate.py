@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor, fx
 from mbqc import numerics
 from mbqc.errors import DataError
 from mbqc.pipeline import Context
+from mbqc.pipeline.context import Batch
 
-Method = Literal["minmax", "percentile", "mse"]
+Method = Literal["minmax", "percentile", "mse", "gauss_newton"]
 
 BINS = 4096
 """Bins each side of zero: at least 16 for each of the 256 steps of an 8-bit code."""
+
+DRAWS = 2
+"""Random sign vectors for each batch under `gauss_newton`."""
 
 CANDIDATES = 48
 """Clipping ranges tried by the squared-error search, from the full range down to 1/16 of it."""
@@ -28,8 +33,8 @@ class Histogram:
         self.counts = torch.zeros(2 * BINS, dtype=torch.float64)
         self.low, self.high = 0.0, 0.0
 
-    def add(self, values: Tensor) -> None:
-        """Counts all elements of a float tensor."""
+    def add(self, values: Tensor, weights: Tensor | None = None) -> None:
+        """Counts all elements of a float tensor, each with its weight, or with 1."""
         low, high = (float(v) for v in torch.aminmax(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
@@ -39,8 +44,11 @@ class Histogram:
             self.limit = largest
         while self.limit < largest:
             self._double()
-        counts = torch.histc(values.flatten(), 2 * BINS, -self.limit, self.limit)
-        self.counts += counts.to(torch.float64)
+        if weights is None:
+            self.counts += torch.histc(values.flatten(), 2 * BINS, -self.limit, self.limit).to(torch.float64)
+            return
+        bins = ((values.flatten() / self.limit + 1) * BINS).to(torch.int64).clamp(max=2 * BINS - 1)
+        self.counts += torch.bincount(bins, weights.flatten().to(torch.float64), 2 * BINS)
 
     def _double(self) -> None:
         merged = torch.zeros_like(self.counts)
@@ -65,36 +73,66 @@ class Histogram:
 
 
 class _Observer(fx.Interpreter):
-    """Runs a float graph and adds the values of chosen nodes to their histograms."""
+    """Runs a float graph and keeps the values of chosen nodes."""
 
-    def __init__(self, graph: fx.GraphModule, histograms: dict[fx.Node, Histogram]) -> None:
+    def __init__(self, graph: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
         super().__init__(graph)
-        self._histograms = histograms
+        self._nodes = set(nodes)
+        self.values: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        histogram = self._histograms.get(n)
-        if histogram is not None:
-            if not bool(torch.isfinite(value).all()):
+        if n in self._nodes:
+            if not bool(torch.isfinite(value.detach()).all()):
                 raise DataError("an activation is NaN or infinite on the calibration data", where=f"node {n.name}")
-            histogram.add(value)
+            self.values[n] = value
         return value
 
 
-def observe(graph: fx.GraphModule, nodes: list[fx.Node], context: Context) -> dict[fx.Node, Histogram]:
+def observe(
+    graph: fx.GraphModule, nodes: list[fx.Node], method: Method, context: Context
+) -> dict[fx.Node, Histogram]:
     """Histograms of the values of `nodes` over all calibration batches, in one sweep.
+
+    Under `gauss_newton` each value counts with the square of its effect on the model's output: `(v^T dy/dx)^2` with
+    random signs v has the diagonal of the Gauss-Newton matrix as its mean.
 
     Raises:
         DataError: an activation is not finite.
     """
     histograms = {node: Histogram() for node in nodes}
-    observer = _Observer(graph, histograms)
+    generator = torch.Generator().manual_seed(context.seed)
     batches = context.calibration_batches()
-    with context.progress("calibrating", len(batches)) as advance, torch.no_grad():
+    with context.progress("calibrating", len(batches)) as advance:
         for batch in batches:
-            observer.run(*batch)
+            observer = _Observer(graph, nodes)
+            if method == "gauss_newton":
+                _add_weighted(observer, batch, histograms, generator)
+            else:
+                with torch.no_grad():
+                    observer.run(*batch)
+                for node, value in observer.values.items():
+                    histograms[node].add(value)
             advance()
     return histograms
+
+
+def _add_weighted(
+    observer: _Observer, batch: Batch, histograms: dict[fx.Node, Histogram], generator: torch.Generator
+) -> None:
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in batch]
+        output = observer.run(*inputs)
+        outputs = [o for o in (output if isinstance(output, tuple) else (output,)) if o.requires_grad]
+        nodes = [node for node, value in observer.values.items() if value.requires_grad]
+        for draw in range(DRAWS):
+            signs = [torch.randint(0, 2, o.shape, generator=generator).to(o.dtype) * 2 - 1 for o in outputs]
+            gradients = torch.autograd.grad(
+                outputs, [observer.values[n] for n in nodes], signs, retain_graph=draw + 1 < DRAWS, allow_unused=True
+            )
+            for node, gradient in zip(nodes, gradients, strict=True):
+                value = observer.values[node].detach()
+                histograms[node].add(value, torch.zeros_like(value) if gradient is None else gradient.square())
 
 
 def activation_grid(histogram: Histogram, bits: int, method: Method, percentile: float) -> tuple[float, int]:
@@ -108,7 +146,7 @@ def activation_grid(histogram: Histogram, bits: int, method: Method, percentile:
         return 1.0, 0  # nothing but zeros was seen: a dead activation
     if method == "percentile":
         low, high = histogram.percentile(percentile)
-    if method == "mse":
+    if method in ("mse", "gauss_newton"):
         low, high = _least_squared_error(histogram, bits, low, high)
     return grid_of_range(low, high, bits)
 

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from mbqc.errors import MbqcError, ModelError, TraceError

@@ -50,42 +50,51 @@ inline const uint8_t* bordered_input(const Conv& c, const Shape& s, const Call& 
     return bordered;
 }
 
+// Adds `width` pixels of `groups` numbers, `step` apart, to contiguous ones.
+inline void add_row(int32_t* row, const int32_t* from, int64_t width, int64_t groups, int64_t step) {
+    if (step == groups) {
+        for (int64_t i = 0; i < width * groups; ++i) row[i] += from[i];
+    } else {
+        for (int64_t i = 0; i < width; ++i) {
+            for (int64_t g = 0; g < groups; ++g) row[i * groups + g] += from[i * step + g];
+        }
+    }
+}
+
 // int32 [pixel][group]: the sum of the codes of each window. Every input pixel is summed once.
 inline const int32_t* window_sums(const Conv& c, const Shape& s, const uint8_t* x, const Call& call) {
     int32_t* const pixels = call.at<int32_t>(c.pixel_sums);
     const int64_t depth = c.channels / c.groups;
-    for (int64_t i = 0; i < s.images * s.height * s.width * c.groups; ++i, x += depth) {
-        int32_t sum = 0;
-        for (int64_t j = 0; j < depth; ++j) sum += x[j];
-        pixels[i] = sum;
-    }
+    for (int64_t i = 0; i < s.images * s.height * s.width * c.groups; ++i) pixels[i] = sum_codes(x + i * depth, depth);
     if (c.tap_count == 1 && c.stride[0] == 1 && c.stride[1] == 1) return pixels;
     int32_t* const windows = call.at<int32_t>(c.windows);
-    int32_t* window = windows;
-    for (int64_t n = 0; n < s.images; ++n) {
-        for (int64_t y = 0; y < c.out_height; ++y) {
-            for (int64_t column = 0; column < s.out_width; ++column) {
-                const int32_t* from = pixels + s.pixel(c, n, y, column) * c.groups;
-                for (int64_t g = 0; g < c.groups; ++g) {
-                    int32_t sum = 0;
-                    for (int64_t t = 0; t < c.tap_count; ++t) sum += from[c.taps[t] * c.groups + g];
-                    *window++ = sum;
-                }
-            }
-        }
+    int32_t* row = windows;
+    const int64_t step = c.stride[1] * c.groups;
+    for (int64_t i = 0; i < s.images * c.out_height; ++i, row += s.out_width * c.groups) {
+        std::memset(row, 0, static_cast<size_t>(s.out_width * c.groups) * sizeof(int32_t));
+        const int32_t* first = pixels + s.pixel(c, i / c.out_height, i % c.out_height, 0) * c.groups;
+        for (int64_t t = 0; t < c.tap_count; ++t) add_row(row, first + c.taps[t] * c.groups, s.out_width, c.groups, step);
     }
     return windows;
 }
 
-// Weights of `c.bits` from 8-bit ones: the second rounding of mbqc/numerics.py (`narrow`).
+using Codes = int8_t __attribute__((vector_size(LANES * QUAD)));
+
+// Weights of `c.bits` from 8-bit ones: the second rounding of mbqc/numerics.py (`narrow`). Whole vectors.
 inline const int8_t* narrowed(const Conv& c, const int8_t* stored, int64_t bytes, int8_t* panel) {
+    using Words = uint16_t __attribute__((vector_size(LANES * QUAD)));
     if (c.bits == 8) return stored;
     const int drop = static_cast<int>(8 - c.bits);
-    const int half = c.rounds && c.bits > 1 ? 1 << (drop - 1) : 0;
-    const int top = 127 >> drop;
-    for (int64_t i = 0; i < bytes; ++i) {
-        const int code = (stored[i] + half) >> drop;
-        panel[i] = static_cast<int8_t>(code < top ? code : top);
+    const auto half = static_cast<int8_t>(c.rounds && c.bits > 1 ? 1 << (drop - 1) : 0);
+    const Codes limit = Codes{} + static_cast<int8_t>(127 - half);  // what lies above would round out of range
+    const Codes sign = Codes{} + static_cast<int8_t>(-128), sign_after = Codes{} + static_cast<int8_t>(128 >> drop);
+    const Codes kept = Codes{} + static_cast<int8_t>(255 >> drop);
+    for (int64_t i = 0; i < bytes; i += LANES * QUAD) {
+        Codes q;
+        std::memcpy(&q, stored + i, sizeof(q));
+        q = ((q < limit ? q : limit) + half) ^ sign;  // unsigned from here: a shift of words, and of bytes by the mask
+        q = (reinterpret_cast<Codes>(reinterpret_cast<Words>(q) >> drop) & kept) - sign_after;
+        std::memcpy(panel + i, &q, sizeof(q));
     }
     return panel;
 }
@@ -131,15 +140,11 @@ void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, int32_t* 
 using Multiply = void (*)(const Walk&, const uint8_t*, const int8_t*, int32_t*);
 
 // `multiply` for 1 to MAX_PIXELS pixels.
-template <int BLOCKS, int PIXELS = MAX_PIXELS>
-struct Multipliers {
-    static Multiply of(int64_t pixels) {
-        if constexpr (PIXELS > 1) {
-            if (pixels < PIXELS) return Multipliers<BLOCKS, PIXELS - 1>::of(pixels);
-        }
-        return multiply<PIXELS, BLOCKS>;
-    }
-};
+template <int BLOCKS, size_t... INDICES>
+Multiply multiplier(int64_t pixels, std::index_sequence<INDICES...>) {
+    static constexpr Multiply functions[] = {multiply<INDICES + 1, BLOCKS>...};
+    return functions[pixels - 1];
+}
 
 // One group's panels, one or two at a time, over all pixels.
 struct Dense {
@@ -169,7 +174,7 @@ struct Dense {
     template <int BLOCKS>
     void run_tile(const int8_t* panel, int64_t n, int64_t y, int64_t column, int64_t pixels) const {
         alignas(64) int32_t sums[MAX_PIXELS * BLOCKS * BLOCK];
-        Multipliers<BLOCKS>::of(pixels)(walk, x + s.pixel(c, n, y, column) * c.channels, panel, sums);
+        multiplier<BLOCKS>(pixels, std::make_index_sequence<MAX_PIXELS>{})(walk, x + s.pixel(c, n, y, column) * c.channels, panel, sums);
         const int64_t output = (n * c.out_height + y) * s.out_width + column;
         target({sums, pixels, lanes, BLOCKS * BLOCK, channel, output * c.out_channels + channel, c.out_channels,
                 windows ? windows + output * c.groups : nullptr, c.groups});

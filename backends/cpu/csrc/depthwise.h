@@ -1,72 +1,100 @@
-// Depthwise convolution: a lane is a channel, a dot product takes four kernel positions.
+// Depthwise convolution: a lane is a channel, a dot product takes four rows of one column of the kernel.
 #pragma once
 
 #include "conv.h"
 
 namespace mbqc::MBQC_ISA {
 
-// Lanes of one block of channels at neighbouring output pixels, and their windows if asked for.
+// One row of output pixels. Columns of four input rows are interleaved once and serve every output that they touch;
+// what lies outside the input is the border's code.
 struct DepthwiseRow {
     const Conv& c;
-    const int8_t* panel;      // [quads of taps][BLOCK][QUAD]
-    const int8_t* last_ones;  // ones for the taps of the last quad
-    const int8_t* ones;       // for all other quads
+    const Shape& s;
+    const uint8_t* border;  // BLOCK codes
+    const uint8_t* image;
+    int64_t y;
+    int64_t bands;     // groups of four kernel rows
+    uint8_t* columns;  // [bands][padded width][BLOCK][QUAD]
 
-    template <bool WINDOWS>
-    void pixel(const uint8_t* x, int32_t* sums, int32_t* windows) const {
-        Int acc[BLOCK_VECTORS], window[BLOCK_VECTORS];
-        for (int v = 0; v < BLOCK_VECTORS; ++v) acc[v] = window[v] = zero();
-        const int64_t last = c.tap_count - 1;
-        for (int64_t t = 0; t <= last; t += QUAD) {
-            const auto tap = [&](int64_t i) { return x + c.taps[least(t + i, last)] * c.channels; };
-            Bytes lanes[BLOCK_VECTORS];
-            interleave(tap(0), tap(1), tap(2), tap(3), lanes);
-            const int8_t* counted = t + QUAD > last ? last_ones : ones;
-            for (int v = 0; v < BLOCK_VECTORS; ++v) {
-                const int64_t at = v * LANES * QUAD;
-                acc[v] = dot(acc[v], lanes[v], weights(panel + t / QUAD * PANEL_GROUP + at));
-                if constexpr (WINDOWS) window[v] = dot(window[v], lanes[v], weights(counted + at));
+    const uint8_t* column(int64_t band, int64_t x) const { return columns + (band * s.width + x) * PANEL_GROUP; }
+
+    void interleave_columns(int64_t channel) const {
+        const int64_t left = c.padding[2], inside = s.width - left - c.padding[3];
+        for (int64_t band = 0; band < bands; ++band) {
+            const uint8_t* rows[QUAD];
+            int64_t steps[QUAD];
+            for (int64_t i = 0; i < QUAD; ++i) {
+                const int64_t tap = least(band * QUAD + i, c.kernel[0] - 1);  // past the last: any row, its weight is zero
+                const int64_t row = y * c.stride[0] + tap * c.dilation[0] - c.padding[0];
+                const bool outside = row < 0 || row >= c.height;
+                rows[i] = outside ? border : image + row * inside * c.channels + channel;
+                steps[i] = outside ? 0 : c.channels;
+            }
+            uint8_t* to = columns + band * s.width * PANEL_GROUP;
+            for (int64_t x = 0; x < s.width; ++x, to += PANEL_GROUP) {
+                if (x < left || x >= left + inside) {
+                    std::memset(to, static_cast<int>(c.border_code), PANEL_GROUP);
+                    continue;
+                }
+                store_interleaved(rows[0], rows[1], rows[2], rows[3], to);
+                for (int64_t i = 0; i < QUAD; ++i) rows[i] += steps[i];
             }
         }
-        for (int v = 0; v < BLOCK_VECTORS; ++v) {
-            store(sums + v * LANES, acc[v]);
-            if constexpr (WINDOWS) store(windows + v * LANES, window[v]);
+    }
+
+    // Sums, and with `WINDOWS` sums of codes, of output pixels [first, first + pixels); weights [bands][kernel width][BLOCK][QUAD].
+    template <bool WINDOWS>
+    void multiply(const int8_t* panel, const int8_t* ones, int64_t first, int64_t pixels, int32_t* sums, int32_t* windows) const {
+        for (int64_t x = first; x < first + pixels; ++x) {
+            Int acc[BLOCK_VECTORS], window[BLOCK_VECTORS];
+            for (int v = 0; v < BLOCK_VECTORS; ++v) acc[v] = window[v] = zero();
+            for (int64_t band = 0; band < bands; ++band) {
+                for (int64_t tap = 0; tap < c.kernel[1]; ++tap) {
+                    const uint8_t* from = column(band, x * c.stride[1] + tap * c.dilation[1]);
+                    const int8_t* w = panel + (band * c.kernel[1] + tap) * PANEL_GROUP;
+                    for (int v = 0; v < BLOCK_VECTORS; ++v) {
+                        const Bytes codes = load_bytes(from + v * LANES * QUAD);
+                        acc[v] = dot(acc[v], codes, weights(w + v * LANES * QUAD));
+                        if constexpr (WINDOWS) window[v] = dot(window[v], codes, weights(ones + band * PANEL_GROUP));
+                    }
+                }
+            }
+            for (int v = 0; v < BLOCK_VECTORS; ++v, sums += LANES, windows += LANES) {
+                store(sums, acc[v]);
+                if constexpr (WINDOWS) store(windows, window[v]);
+            }
         }
     }
 };
 
 // Output rows outside, channels inside: the input rows of one output row stay in the first cache.
 inline void depthwise(const Conv& c, const Call& call) {
-    constexpr int64_t PIXELS = 16;
+    constexpr int64_t PIXELS = 64;
     alignas(64) int32_t sums[PIXELS * BLOCK], windows[PIXELS * BLOCK];
-    alignas(64) int8_t ones[PANEL_GROUP], last_ones[PANEL_GROUP];
-    const int64_t quads = (c.tap_count + QUAD - 1) / QUAD;
-    for (int64_t i = 0; i < PANEL_GROUP; ++i) {
-        ones[i] = 1;
-        last_ones[i] = (quads - 1) * QUAD + i % QUAD < c.tap_count;
-    }
+    uint8_t border[BLOCK];
+    std::memset(border, static_cast<int>(c.border_code), sizeof(border));
     const Shape s(c, call);
-    const uint8_t* x = bordered_input(c, s, call);
+    const int64_t bands = (c.kernel[0] + QUAD - 1) / QUAD, panel_bytes = bands * c.kernel[1] * PANEL_GROUP;
+    const int64_t blocks = (c.channels + BLOCK - 1) / BLOCK;
+    const int8_t* panels = narrowed(c, c.weights, blocks * panel_bytes, call.at<int8_t>(c.panel));
     const bool windowed = c.epilogue.window_multiplier != nullptr;
     const Target target = target_of(c.epilogue, c.output, call, windowed ? Windows::by_lane : Windows::none);
-    const int64_t blocks = (c.channels + BLOCK - 1) / BLOCK, panel_bytes = quads * PANEL_GROUP;
-    const int8_t* panels = narrowed(c, c.weights, blocks * panel_bytes, call.at<int8_t>(c.panel));
-    for (int64_t row = 0; row < s.images * c.out_height; ++row) {
+    const int64_t image_bytes = c.height * call.at(c.width) * c.channels;
+    for (int64_t i = 0; i < s.images * c.out_height; ++i) {
+        const uint8_t* image = call.at(c.input) + i / c.out_height * image_bytes;
+        const DepthwiseRow row{c, s, border, image, i % c.out_height, bands, call.at(c.columns)};
         for (int64_t channel = 0; channel < c.channels; channel += BLOCK) {
-            const DepthwiseRow kernel{c, panels + channel / BLOCK * panel_bytes, last_ones, ones};
-            const int64_t lanes = least(BLOCK, c.channels - channel);
-            for (int64_t column = 0; column < s.out_width; column += PIXELS) {
-                const int64_t pixels = least(PIXELS, s.out_width - column);
-                for (int64_t p = 0; p < pixels; ++p) {
-                    const uint8_t* from = x + s.pixel(c, row / c.out_height, row % c.out_height, column + p) * c.channels + channel;
-                    if (windowed) {
-                        kernel.pixel<true>(from, sums + p * BLOCK, windows + p * BLOCK);
-                    } else {
-                        kernel.pixel<false>(from, sums + p * BLOCK, nullptr);
-                    }
+            const int8_t* panel = panels + channel / BLOCK * panel_bytes;
+            row.interleave_columns(channel);
+            for (int64_t first = 0; first < s.out_width; first += PIXELS) {
+                const int64_t pixels = least(PIXELS, s.out_width - first);
+                if (windowed) {
+                    row.multiply<true>(panel, c.ones, first, pixels, sums, windows);
+                } else {
+                    row.multiply<false>(panel, c.ones, first, pixels, sums, windows);
                 }
-                const int64_t element = (row * s.out_width + column) * c.channels + channel;
-                target({sums, pixels, lanes, BLOCK, channel, element, c.channels, windows, BLOCK});
+                const int64_t element = (i * s.out_width + first) * c.channels + channel;
+                target({sums, pixels, least(BLOCK, c.channels - channel), BLOCK, channel, element, c.channels, windows, BLOCK});
             }
         }
     }

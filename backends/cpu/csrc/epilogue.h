@@ -32,34 +32,41 @@ struct Target {
     void operator()(const Tile& tile) const { finish(*this, tile); }
 };
 
-// Every float operation rounds on its own: products and sums must not be fused (-ffp-contract=off).
+// `count` lanes, at most a vector, of all pixels. Every float operation rounds on its own (-ffp-contract=off).
 template <Windows WINDOWS, bool RESIDUAL, bool TO_FLOAT>
-void finish(const Target& target, const Tile& tile) {
+inline __attribute__((always_inline)) void finish_lanes(const Target& target, const Tile& tile, int64_t lane, int64_t count) {
     const Epilogue& e = *target.epilogue;
     const Float low = splat(e.low), high = splat(e.high), residual_multiplier = splat(e.residual_multiplier);
+    const int64_t entry = (tile.channel + lane) * e.table_step;
+    const Float multiplier = load(e.multiplier + entry), addend = load(e.addend + entry);
+    const Float window_multiplier = WINDOWS == Windows::none ? addend : load(e.window_multiplier + entry);
+    const int32_t* sums = tile.sums + lane;
+    const int32_t* windows = tile.windows;
+    int64_t element = tile.element + lane;
     for (int64_t pixel = 0; pixel < tile.pixels; ++pixel) {
-        const int32_t* sums = tile.sums + pixel * tile.stride;
-        const int32_t* windows = tile.windows + pixel * tile.window_stride;
-        for (int64_t lane = 0; lane < tile.lanes; lane += LANES) {
-            const int64_t count = least(LANES, tile.lanes - lane);
-            const int64_t entry = (tile.channel + lane) * e.table_step;
-            const int64_t element = tile.element + pixel * tile.element_stride + lane;
-            Float total = to_float(load(sums + lane)) * load(e.multiplier + entry);
-            if constexpr (WINDOWS != Windows::none) {
-                const Int window = WINDOWS == Windows::by_lane ? load(windows + lane) : splat(*windows);
-                total = total + to_float(window) * load(e.window_multiplier + entry);
-            }
-            total = total + load(e.addend + entry);
-            if constexpr (RESIDUAL) {
-                total = total + to_float(load_codes(target.residual + element, count)) * residual_multiplier;
-            }
-            if constexpr (TO_FLOAT) {  // not-a-number and negative zero pass
-                store(static_cast<float*>(target.output) + element, smaller(high, larger(low, total)), count);
-            } else {  // bounds are whole, so clamping first is the same and keeps the conversion in range
-                store_codes(static_cast<uint8_t*>(target.output) + element, smaller(larger(total, low), high), count);
-            }
+        Float total = to_float(load(sums)) * multiplier;
+        if constexpr (WINDOWS != Windows::none) {
+            const Int window = WINDOWS == Windows::by_lane ? load(windows + lane) : splat(*windows);
+            total = total + to_float(window) * window_multiplier;
+            windows += tile.window_stride;
         }
+        total = total + addend;
+        if constexpr (RESIDUAL) total = total + to_float(load_codes(target.residual + element, count)) * residual_multiplier;
+        if constexpr (TO_FLOAT) {  // not-a-number and negative zero pass
+            store(static_cast<float*>(target.output) + element, smaller(high, larger(low, total)), count);
+        } else {  // bounds are whole, so clamping first is the same and keeps the conversion in range
+            store_codes(static_cast<uint8_t*>(target.output) + element, smaller(larger(total, low), high), count);
+        }
+        sums += tile.stride;
+        element += tile.element_stride;
     }
+}
+
+template <Windows WINDOWS, bool RESIDUAL, bool TO_FLOAT>
+void finish(const Target& target, const Tile& tile) {
+    int64_t lane = 0;
+    for (; lane + LANES <= tile.lanes; lane += LANES) finish_lanes<WINDOWS, RESIDUAL, TO_FLOAT>(target, tile, lane, LANES);
+    if (lane < tile.lanes) finish_lanes<WINDOWS, RESIDUAL, TO_FLOAT>(target, tile, lane, tile.lanes - lane);
 }
 
 template <Windows WINDOWS>

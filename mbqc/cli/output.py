@@ -1,0 +1,126 @@
+"""How commands answer: records that print as text or as JSON, tables that fit the terminal, numbers for people."""
+
+from __future__ import annotations
+
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbqc.errors import MbqcError
+
+
+class Answer(ABC):
+    """What a command found out. A subclass is a dataclass whose fields are the JSON of `--json`."""
+
+    @abstractmethod
+    def show(self) -> None:
+        """Prints it for people."""
+
+
+def print_json(record: object) -> None:
+    """A dataclass or plain data as indented JSON; numbers that are not finite become null."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
+
+
+def warn(message: str) -> None:
+    """A warning, on stderr, where it is seen when the answer goes into a file."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: its head.
+        cells: one text a row.
+        rank: where the table is too wide, columns of the highest rank go first; rank 0 stays.
+        left: whether it is aligned left.
+    """
+
+    title: str
+    cells: Sequence[str]
+    rank: int = 0
+    left: bool = False
+
+
+def print_table(columns: Iterable[Column]) -> None:
+    """Prints as many of the columns as fit the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    shown = list(columns)
+    while True:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+        for column in shown:
+            table.add_column(column.title, justify="left" if column.left else "right", no_wrap=True)
+        for row in zip(*(column.cells for column in shown), strict=True):
+            table.add_row(*row)
+        last = max(column.rank for column in shown)
+        if last == 0 or console.measure(table).minimum <= console.width:
+            break
+        shown.remove(next(c for c in reversed(shown) if c.rank == last))
+    console.print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Lines of a name and a text, aligned."""
+    lines = [(name, text) for name, text in facts if text]
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, text in lines:
+        print(f"{name:<{width}}  {text}")
+
+
+def format_bytes(count: int) -> str:
+    """`1.5 MB`, with powers of 1000."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+    return f"{count} B"
+
+
+def format_count(count: int) -> str:
+    """Thousands apart: `3 504 872`."""
+    return f"{count:,}".replace(",", " ")
+
+
+def format_db(value: float | None) -> str:
+    """Decibels with one decimal."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.1f}" if math.isfinite(value) else "exact"
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Writes a result atomically.
+
+    Raises:
+        MbqcError: the folder is missing or not writable, or the disk is full.
+    """
+    from mbqc.files import write_atomically
+
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise MbqcError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuses an output path on which long work would be lost.
+
+    Raises:
+        MbqcError: the folder is missing or not writable, or the path is a folder.
+    """
+    from mbqc.files import check_writable
+
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise MbqcError(f"cannot write: {error.strerror or error}", where=str(path)) from error

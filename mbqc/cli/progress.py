@@ -1,0 +1,35 @@
+"""Progress of long work, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+FIRST_LINE_SECONDS = 2.0
+
+
+@contextmanager
+def show_progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; elsewhere a line after two seconds, and then each time the work has taken twice as long."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda: bar.advance(task)
+        return
+
+    start, done, due = time.monotonic(), 0, FIRST_LINE_SECONDS
+
+    def advance() -> None:
+        nonlocal done, due
+        done += 1
+        elapsed = time.monotonic() - start
+        if elapsed >= due:
+            print(f"{description}: {done} of {total} after {elapsed:.0f} s", file=sys.stderr, flush=True)
+            due = 2 * elapsed
+
+    yield advance
