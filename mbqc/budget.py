@@ -20,7 +20,7 @@ from mbqc.program.bind import weight_line
 from mbqc.program.operations import Conv, LayerInfo, Linear, Program, Weight
 
 OBJECTIVE_RANGE = 1e6
-"""The objective is scaled to this, so that the solver's absolute tolerance of 1e-6 lies far below any real difference."""
+"""The objective is scaled to this: the solver's absolute tolerance of 1e-6 then lies far below real differences."""
 
 SMALLEST_SHARE = 1e-6
 

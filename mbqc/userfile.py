@@ -72,8 +72,14 @@ class UserModel:
         Raises:
             ModelError: the function raises, or returns nothing that can be iterated.
         """
-        if self._find(name) is None:
-            return None
+        return self.require_data(name) if self._find(name) is not None else None
+
+    def require_data(self, name: str) -> UserData:
+        """As `data`, for what cannot be left out.
+
+        Raises:
+            ModelError: also where the file has no such function.
+        """
         return UserData(self, name)
 
     @property

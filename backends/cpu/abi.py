@@ -67,8 +67,14 @@ class Map(ctypes.Structure):
     ]
 
 
+class StoredWeights(ctypes.Structure):
+    """The 8-bit weights of a layer, and the width to run them at."""
+
+    _fields_ = [("codes", c_void_p), ("bits", c_int64), ("rounds", c_int64), ("panel", Place)]
+
+
 class Conv(ctypes.Structure):
-    """A convolution, depthwise convolution or linear layer."""
+    """A dense or grouped convolution, or a linear layer."""
 
     _fields_ = [
         ("input", Place),
@@ -76,14 +82,10 @@ class Conv(ctypes.Structure):
         ("bordered", Place),
         ("pixel_sums", Place),
         ("windows", Place),
-        ("panel", Place),
+        ("columns", Place),
         ("epilogue", Epilogue),
-        ("weights", c_void_p),
-        ("taps", c_void_p),
-        ("tap_count", c_int64),
+        ("weights", StoredWeights),
         ("run_taps", c_int64),
-        ("bits", c_int64),
-        ("rounds", c_int64),
         ("images", c_int64),
         ("height", c_int64),
         ("width", c_int64),
@@ -92,9 +94,34 @@ class Conv(ctypes.Structure):
         ("out_height", c_int64),
         ("out_width", c_int64),
         ("out_channels", c_int64),
+        ("kernel", c_int64 * 2),
         ("stride", c_int64 * 2),
+        ("dilation", c_int64 * 2),
         ("padding", c_int64 * 4),
-        ("has_border", c_int64),
+        ("border_code", c_int64),
+    ]
+
+
+class Depthwise(ctypes.Structure):
+    """A convolution of each channel with a kernel of its own."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("columns", Place),
+        ("epilogue", Epilogue),
+        ("weights", StoredWeights),
+        ("ones", c_void_p),
+        ("images", c_int64),
+        ("height", c_int64),
+        ("width", c_int64),
+        ("channels", c_int64),
+        ("out_height", c_int64),
+        ("out_width", c_int64),
+        ("kernel", c_int64 * 2),
+        ("stride", c_int64 * 2),
+        ("dilation", c_int64 * 2),
+        ("padding", c_int64 * 4),
         ("border_code", c_int64),
     ]
 
@@ -155,6 +182,7 @@ class _Body(ctypes.Union):
         ("quantize", Quantize),
         ("map", Map),
         ("conv", Conv),
+        ("depthwise", Depthwise),
         ("pool", Pool),
         ("lookup", Lookup),
         ("copy", Copy),
@@ -168,10 +196,10 @@ class Step(ctypes.Structure):
     _fields_ = [("kind", c_int64), ("body", _Body)]
 
 
-Arguments = Quantize | Map | Conv | Pool | Lookup | Copy | Permute
+Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute
 
 KINDS = ("quantize", "map", "conv", "depthwise", "average_pool", "max_pool", "lookup", "copy", "permute")
-_FIELDS = {kind: kind for kind in KINDS} | {"depthwise": "conv", "average_pool": "pool", "max_pool": "pool"}
+_FIELDS = {kind: kind for kind in KINDS} | {"average_pool": "pool", "max_pool": "pool"}
 
 
 def step(kind: str, arguments: Arguments) -> Step:
@@ -181,5 +209,5 @@ def step(kind: str, arguments: Arguments) -> Step:
 
 def layout() -> tuple[int, ...]:
     """What `mbqc_layout` of a matching library reports."""
-    structures = (Place, Epilogue, Quantize, Map, Conv, Pool, Lookup, Copy, Permute, Step)
+    structures = (Place, Epilogue, StoredWeights, Quantize, Map, Conv, Depthwise, Pool, Lookup, Copy, Permute, Step)
     return (VERSION, *map(ctypes.sizeof, structures))

@@ -60,11 +60,6 @@ class ConvGeometry:
         """How many neighbouring taps have contiguous inputs: a row of the kernel, if it is dense."""
         return self.kernel[1] if self.groups == 1 and self.dilation[1] == 1 else 1
 
-    def taps(self) -> Tensor:
-        """Distance of each tap from the first one, in pixels of the padded input, int64."""
-        rows = torch.arange(self.kernel[0]) * self.dilation[0] * self.padded[1]
-        return (rows[:, None] + torch.arange(self.kernel[1]) * self.dilation[1]).flatten()
-
 
 def conv_geometry(program: Program, operation: Conv | Linear) -> ConvGeometry:
     """The geometry of an operation of `program`."""
@@ -88,16 +83,35 @@ def conv_geometry(program: Program, operation: Conv | Linear) -> ConvGeometry:
 
 
 def panels(codes: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Stored codes [out, kernel height, kernel width, in / groups] in the order in which the kernels read them.
+    """Stored codes [out, kernel height, kernel width, in / groups] in the order in which the dense kernel reads them.
 
-    Dense: [groups][blocks of outputs][runs][quads of a run][BLOCK outputs][QUAD inputs], a run being `run_taps` taps.
-    Depthwise: [blocks of channels][quads of taps][BLOCK channels][QUAD taps]. Filled up with zeros, which are zero at
-    every width.
+    That is [groups][blocks of outputs][runs][quads of a run][BLOCK outputs][QUAD inputs], a run being `run_taps` taps;
+    filled up with zeros, which are zero at every width.
     """
-    groups, run_taps = (1, len(geometry.taps())) if geometry.depthwise else (geometry.groups, geometry.run_taps)
-    runs = len(geometry.taps()) // run_taps
+    groups, runs = geometry.groups, geometry.kernel[0] * geometry.kernel[1] // geometry.run_taps
     grouped = codes.reshape(groups, codes.shape[0] // groups, runs, -1)
     _, outputs, _, run = grouped.shape
     filled = torch.nn.functional.pad(grouped, (0, -run % QUAD, 0, 0, 0, -outputs % BLOCK))
     blocks = filled.reshape(groups, -1, BLOCK, runs, filled.shape[3] // QUAD, QUAD)
     return blocks.permute(0, 1, 3, 4, 2, 5).contiguous()
+
+
+def depthwise_panels(codes: Tensor) -> Tensor:
+    """Stored codes [channels, kernel height, kernel width, 1] in the order in which the depthwise kernel reads them.
+
+    That is [blocks of channels][bands of kernel rows][kernel width][BLOCK channels][QUAD rows].
+    """
+    channels, height, width, _ = codes.shape
+    filled = torch.nn.functional.pad(codes[..., 0], (0, 0, 0, -height % QUAD, 0, -channels % BLOCK))
+    return filled.reshape(-1, BLOCK, bands(height), QUAD, width).permute(0, 2, 4, 1, 3).contiguous()
+
+
+def band_rows(height: int) -> Tensor:
+    """Which rows of the bands belong to a kernel of `height` rows: int8 [bands][BLOCK][QUAD] of 1 and 0."""
+    rows = torch.arange(bands(height) * QUAD).reshape(-1, 1, QUAD) < height
+    return rows.to(torch.int8).expand(-1, BLOCK, -1).contiguous()
+
+
+def bands(height: int) -> int:
+    """Groups of QUAD rows of a kernel."""
+    return -(-height // QUAD)

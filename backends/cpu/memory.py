@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mbqc.backends.cpu.abi import BLOCK, Place
-from mbqc.backends.cpu.geometry import ConvGeometry, extent
+from mbqc.backends.cpu.abi import BLOCK, QUAD, Place
+from mbqc.backends.cpu.geometry import ConvGeometry, bands, extent
 from mbqc.ir.types import at_batch
 from mbqc.program.arena import ALIGNMENT, ITEM_BYTES, Arena, plan, sample_bytes
 from mbqc.program.operations import Aten, Listing, outputs_of
@@ -27,11 +27,12 @@ DTYPES = {"u8": torch.uint8, "f32": torch.float32, "i64": torch.int64, "bool": t
 
 @dataclass(frozen=True)
 class Scratch:
-    """Memory that a convolution needs besides its values; all convolutions share it."""
+    """Memory that a convolution needs besides its values (see csrc/abi.h); all convolutions share it."""
 
     bordered: Place
     pixel_sums: Place
     windows: Place
+    columns: Place
     panel: Place
 
 
@@ -95,23 +96,36 @@ def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, 
     def largest(sizes: Iterable[int]) -> int:
         return _aligned(max(sizes, default=0))
 
-    def padded_pixels(g: ConvGeometry) -> int:
-        return abs(extent((g.images, *g.padded)))
+    dense = [g for g in geometries if not g.depthwise]
+    depthwise = [g for g in geometries if g.depthwise]
+    pixels = [abs(extent((g.images, *g.padded))) for g in dense]
+    pixel_sums = start + largest(p * g.channels for p, g in zip(pixels, dense, strict=True) if any(g.padding))
+    windows = pixel_sums + largest(4 * p * g.groups for p, g in zip(pixels, dense, strict=True))
+    sample = windows + largest(4 * abs(extent((g.images, g.out_height, g.out_width))) * g.groups for g in dense)
+    columns = largest(
+        [
+            *(4 * abs(g.padded[1]) * g.groups for g in dense if g.kernel != (1, 1) or g.stride != (1, 1)),
+            *(bands(g.kernel[0]) * g.padded[1] * BLOCK * QUAD for g in depthwise),
+        ]
+    )
+    panel = largest([*map(_dense_panels, dense), *map(_depthwise_panels, depthwise)])
+    scratch = Scratch(
+        Place(0, start, 0), Place(0, pixel_sums, 0), Place(0, windows, 0), Place(0, sample, 0), Place(0, sample, columns)
+    )
+    return scratch, sample, columns + panel
 
-    pixel_sums = start + largest(padded_pixels(g) * g.channels for g in geometries)
-    windows = pixel_sums + largest(4 * padded_pixels(g) * g.groups for g in geometries)
-    sample = windows + largest(4 * abs(extent((g.images, g.out_height, g.out_width))) * g.groups for g in geometries)
-    fixed = largest(_panel_bytes(g) for g in geometries)
-    return Scratch(Place(0, start, 0), Place(0, pixel_sums, 0), Place(0, windows, 0), Place(0, sample, 0)), sample, fixed
+
+def _dense_panels(geometry: ConvGeometry) -> int:
+    """Bytes of the panels that one kernel takes."""
+    taps, run_taps = geometry.kernel[0] * geometry.kernel[1], geometry.run_taps
+    run = run_taps * (geometry.channels // geometry.groups)
+    return PANEL_BLOCKS * BLOCK * (taps // run_taps) * (run + -run % QUAD)
 
 
-def _panel_bytes(geometry: ConvGeometry) -> int:
-    """All panels of a depthwise convolution, else those that one kernel takes."""
-    taps = len(geometry.taps())
-    if geometry.depthwise:
-        return -(-geometry.channels // BLOCK) * BLOCK * (-(-taps // 4) * 4)
-    run = geometry.run_taps * (geometry.channels // geometry.groups)
-    return PANEL_BLOCKS * BLOCK * (taps // geometry.run_taps) * (-(-run // 4) * 4)
+def _depthwise_panels(geometry: ConvGeometry) -> int:
+    """Bytes of all panels."""
+    blocks = -(-geometry.channels // BLOCK)
+    return blocks * bands(geometry.kernel[0]) * geometry.kernel[1] * BLOCK * QUAD
 
 
 def _aligned(size: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mbqc.backends.cpu import abi
-from mbqc.backends.cpu.geometry import ConvGeometry, conv_geometry, extent, panels
+from mbqc.backends.cpu.geometry import ConvGeometry, band_rows, conv_geometry, depthwise_panels, extent, panels
 from mbqc.backends.cpu.memory import Layout
 from mbqc.errors import BackendError
 from mbqc.program.arena import ITEM_BYTES
@@ -56,25 +56,30 @@ class Plan:
 
 @dataclass(frozen=True)
 class LayerData:
-    """What every width of a convolution or linear layer shares: geometry, packed stored codes, kernel positions."""
+    """What every width of a convolution or linear layer shares.
+
+    Attributes:
+        weights: the stored codes, packed.
+        ones: for a depthwise kernel, which rows of its bands there are.
+    """
 
     geometry: ConvGeometry
     weights: Tensor
-    taps: Tensor
+    ones: Tensor | None
 
 
 def pack_layers(program: Program) -> dict[str, LayerData]:
-    """The data of each layer operation by the name of its output. Equal weights in equal order are packed once."""
+    """The data of each layer operation by the name of its output."""
     layers: dict[str, LayerData] = {}
-    packed: dict[tuple[str, int, bool], Tensor] = {}
     for operation in program.listing.operations:
         if isinstance(operation, Conv | Linear):
             geometry = conv_geometry(program, operation)
-            codes = operation.weight.codes
-            key = (codes, geometry.run_taps, geometry.depthwise)
-            if key not in packed:
-                packed[key] = panels(program.tensors[codes], geometry)
-            layers[operation.output] = LayerData(geometry, packed[key], geometry.taps())
+            codes = program.tensors[operation.weight.codes]
+            if geometry.depthwise:
+                data = LayerData(geometry, depthwise_panels(codes), band_rows(geometry.kernel[0]))
+            else:
+                data = LayerData(geometry, panels(codes, geometry), None)
+            layers[operation.output] = data
     return layers
 
 
@@ -108,8 +113,9 @@ class _Builder:
             case Quantize():
                 return [abi.step("quantize", self._quantize(step.operation, step.epilogues[0]))]
             case Conv() | Linear():
-                kind = "depthwise" if self.layers[step.operation.output].geometry.depthwise else "conv"
-                return [abi.step(kind, self._conv(step.operation, step))]
+                if self.layers[step.operation.output].geometry.depthwise:
+                    return [abi.step("depthwise", self._depthwise(step.operation, step))]
+                return [abi.step("conv", self._conv(step.operation, step))]
             case Affine():
                 return [abi.step("map", self._affine(step.operation, step.epilogues[0]))]
             case AveragePool():
@@ -174,6 +180,10 @@ class _Builder:
             bound.high,
         )
 
+    def _weights(self, data: LayerData, bits: int) -> abi.StoredWeights:
+        rounds = self.program.listing.ladder == "round"
+        return abi.StoredWeights(self._pointer(data.weights), bits, rounds, self.layout.scratch.panel)
+
     def _conv(self, operation: Conv | Linear, step: Step) -> abi.Conv:
         data, scratch = self.layers[operation.output], self.layout.scratch
         g = data.geometry
@@ -183,14 +193,10 @@ class _Builder:
             bordered=scratch.bordered,
             pixel_sums=scratch.pixel_sums,
             windows=scratch.windows,
-            panel=scratch.panel,
+            columns=scratch.columns,
             epilogue=self._epilogue(step.epilogues[0], operation.output, operation.epilogue.residual),
-            weights=self._pointer(data.weights),
-            taps=self._pointer(data.taps),
-            tap_count=len(data.taps),
+            weights=self._weights(data, step.bits),
             run_taps=g.run_taps,
-            bits=step.bits,
-            rounds=self.program.listing.ladder == "round",
             images=g.images,
             height=g.height,
             width=g.width,
@@ -199,9 +205,34 @@ class _Builder:
             out_height=g.out_height,
             out_width=g.out_width,
             out_channels=g.out_channels,
+            kernel=g.kernel,
             stride=g.stride,
+            dilation=g.dilation,
             padding=g.padding,
-            has_border=any(g.padding),
+            border_code=step.zero_point,
+        )
+
+    def _depthwise(self, operation: Conv | Linear, step: Step) -> abi.Depthwise:
+        data = self.layers[operation.output]
+        g = data.geometry
+        assert data.ones is not None
+        return abi.Depthwise(
+            input=self._place(operation.input),
+            output=self._place(operation.output),
+            columns=self.layout.scratch.columns,
+            epilogue=self._epilogue(step.epilogues[0], operation.output, operation.epilogue.residual),
+            weights=self._weights(data, step.bits),
+            ones=self._pointer(data.ones),
+            images=g.images,
+            height=g.height,
+            width=g.width,
+            channels=g.channels,
+            out_height=g.out_height,
+            out_width=g.out_width,
+            kernel=g.kernel,
+            stride=g.stride,
+            dilation=g.dilation,
+            padding=g.padding,
             border_code=step.zero_point,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 
@@ -37,7 +37,9 @@ def run_command(arguments: list[str]) -> int:
     try:
         # with --json nothing but JSON goes to stdout, whatever a user's model file prints
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
-            answer = typer.main.get_command(_app()).main(arguments, prog_name="mbqc", standalone_mode=False)
+            answer = typer.main.get_command(_app()).main(
+                arguments or ["--help"], prog_name="mbqc", standalone_mode=False
+            )
         if isinstance(answer, Answer):
             print_json(answer) if as_json else answer.show()
         sys.stdout.flush()
@@ -60,21 +62,33 @@ def _app() -> typer.Typer:
     app = typer.Typer(
         help="Multi-bit quantization compiler: one artifact that runs at any width from 8 bits down to 1.",
         add_completion=False,
-        no_args_is_help=True,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    named = {"compile": compile_, "run": run, "eval": evaluate, "bench": bench, "inspect": inspect, "passes": passes}
-    for name, function in named.items():
+    commands: dict[str, Callable[..., Answer]] = {
+        "compile": compile_,
+        "run": run,
+        "eval": evaluate,
+        "bench": bench,
+        "inspect": inspect,
+        "passes": passes,
+    }
+    for name, function in commands.items():
         app.command(name)(function)
     return app
 
 
 def _common(
-    show_version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
+    show_version: bool = typer.Option(
+        False, "--version", help="Print the version.", is_eager=True, callback=lambda given: _print_version(given)
+    ),
 ) -> None:
-    if show_version:
+    """What stands before the command."""
+
+
+def _print_version(given: bool) -> None:
+    if given:
         print(version("mbqc"))
         raise typer.Exit
 

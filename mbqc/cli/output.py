@@ -92,7 +92,7 @@ def format_count(count: int) -> str:
 
 
 def format_db(value: float | None) -> str:
-    """Decibels with one decimal."""
+    """Decibels with one decimal; no noise at all is `exact`."""
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.1f}" if math.isfinite(value) else "exact"

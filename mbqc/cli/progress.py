@@ -11,8 +11,12 @@ FIRST_LINE_SECONDS = 2.0
 
 
 @contextmanager
-def show_progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; elsewhere a line after two seconds, and then each time the work has taken twice as long."""
+def show_progress(description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; elsewhere a line after two seconds, and then each time the work has taken twice as long.
+
+    Args:
+        total: how many steps there are, None where nobody knows.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress
@@ -29,7 +33,8 @@ def show_progress(description: str, total: int) -> Iterator[Callable[[], None]]:
         done += 1
         elapsed = time.monotonic() - start
         if elapsed >= due:
-            print(f"{description}: {done} of {total} after {elapsed:.0f} s", file=sys.stderr, flush=True)
+            of_all = f" of {total}" if total is not None else ""
+            print(f"{description}: {done}{of_all} after {elapsed:.0f} s", file=sys.stderr, flush=True)
             due = 2 * elapsed
 
     yield advance

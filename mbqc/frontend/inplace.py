@@ -13,10 +13,11 @@ from mbqc.ir.vocabulary import module_of
 
 
 def make_functional(gm: fx.GraphModule) -> None:
-    """Replace in-place aten calls and modules (`add_`, `nn.ReLU(inplace=True)`) by those that return a new tensor.
+    """Replace in-place aten calls (`add_`) by those that return a new tensor, and let later readers read that.
 
-    Whoever reads the changed tensor later gets the new one. A change through a view is not followed; `trace` notices
-    because the graph then computes something else than the model.
+    Readers of what an in-place module (`nn.ReLU(inplace=True)`) changed are redirected too, so that `clear_flags` may
+    follow. A change through a view is not followed; `trace` notices because the graph then computes something else
+    than the model.
 
     Raises:
         TraceError: the model changes its own parameter or buffer, or the operation has no other form.
@@ -39,6 +40,10 @@ def make_functional(gm: fx.GraphModule) -> None:
             order[new] = order.pop(node)
         for user in [u for u in changed.users if order[u] > order[new]]:
             user.replace_input_with(changed, new)
+
+
+def clear_flags(gm: fx.GraphModule) -> None:
+    """Make in-place modules ordinary ones. Not before the graph is final: `gm` shares its modules with the model."""
     for module in gm.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]

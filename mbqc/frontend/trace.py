@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from mbqc.errors import TraceError
 from mbqc.frontend.exported import trace_by_export
-from mbqc.frontend.inplace import make_functional
+from mbqc.frontend.inplace import clear_flags, make_functional
 from mbqc.frontend.reference import check_inputs, check_same, frozen_copy, run_reference
 from mbqc.frontend.symbolic import trace_symbolically
 from mbqc.ir.graph import is_int
@@ -46,6 +46,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModul
         infer_types(gm, example_inputs)
         _check_batch(gm)
         check_same(gm, samples)
+        clear_flags(gm)
         return gm
 
     try:
@@ -74,8 +75,10 @@ def _check_operations(gm: fx.GraphModule) -> None:
 
 
 def _check_batch(gm: fx.GraphModule) -> None:
-    """Outputs must have the batch as dimension 0, or not depend on the inputs."""
-    for index, node in enumerate(gm.graph.output_node().all_input_nodes):
+    """Every output must have the batch as dimension 0."""
+    value = gm.graph.output_node().args[0]
+    for index, node in enumerate(value if isinstance(value, tuple) else (value,)):
+        assert isinstance(node, fx.Node)
         found = node.meta["type"]
         if isinstance(found, TensorType) and (not found.dims or found.dims[0] >= 0):
             raise TraceError(

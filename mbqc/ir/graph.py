@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -73,6 +74,15 @@ def replace_value(node: fx.Node, value: fx.Node | int) -> None:
             user.args = fx.node.map_arg(user.args, lambda n: value if n is node else n)
             user.kwargs = fx.node.map_arg(user.kwargs, lambda n: value if n is node else n)
     node.graph.erase_node(node)
+
+
+def fresh_path(gm: fx.GraphModule, stem: str) -> str:
+    """`stem`, or `stem_1`, `stem_2` ...: the first at which `gm` has no module or tensor."""
+    parent, _, name = stem.rpartition(".")
+    owner = gm.get_submodule(parent)
+    numbered = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
+    free = next(n for n in numbered if not hasattr(owner, n))
+    return f"{parent}.{free}" if parent else free
 
 
 def get_tensor(gm: fx.GraphModule, target: str) -> torch.Tensor:

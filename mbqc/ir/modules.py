@@ -17,7 +17,6 @@ from mbqc import numerics
 from mbqc.numerics import Ladder
 from mbqc.widths import Widths
 
-
 QuantModule = TypeVar("QuantModule", "QuantConv1d", "QuantConv2d", "QuantLinear")
 
 

@@ -12,7 +12,7 @@ from mbqc.errors import VerifyError
 from mbqc.ir.aten import bind
 from mbqc.ir.graph import get_tensor, is_int
 from mbqc.ir.types import TensorType
-from mbqc.ir.vocabulary import BATCH_NORMS, CANONICAL_MODULES, is_aten, module_of
+from mbqc.ir.vocabulary import CANONICAL_MODULES, is_aten, module_of
 
 IDENTITIES = (
     "dropout.default",
@@ -161,7 +161,7 @@ def _broken_channels(node: fx.Node) -> str | None:
 
 def _channels(module: nn.Module) -> tuple[int | None, int]:
     """How many channels a module expects, and in which dimension of its input."""
-    if isinstance(module, (*BATCH_NORMS, nn.BatchNorm3d)):
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
         return module.num_features, 1
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return module.in_channels, 1

@@ -231,4 +231,3 @@ _MODULE_FORMS: tuple[tuple[tuple[type[nn.Module], ...], Form], ...] = (
     (PADS, _pad),
     ((nn.Flatten,), _reshape),
 )
-

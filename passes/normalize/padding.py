@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
+from mbqc.ir.graph import fresh_path
 from mbqc.ir.vocabulary import CONVOLUTIONS, module_of
 
 Pads = list[int]
@@ -33,15 +34,12 @@ def _take_padding(module: nn.Module) -> tuple[Pads, str] | None:
     """Make the module's padding integer zeros; what it cannot hold of it is returned."""
     assert isinstance(module, (nn.Conv1d, nn.Conv2d))
     pads, mode = list(module._reversed_padding_repeated_twice), module.padding_mode
-    symmetric = pads[::2] == pads[1::2]
-    rank = len(module.kernel_size)
-    if mode == "zeros" and symmetric:
+    if mode == "zeros" and pads[::2] == pads[1::2]:
         module.padding = tuple(pads[::-2])
-    else:
-        module.padding, module.padding_mode = (0,) * rank, "zeros"
-        module._reversed_padding_repeated_twice = [0] * (2 * rank)
-    needed = any(pads) and not (mode == "zeros" and symmetric)
-    return (pads, "constant" if mode == "zeros" else mode) if needed else None
+        return None
+    module.padding, module.padding_mode = (0,) * (len(pads) // 2), "zeros"
+    module._reversed_padding_repeated_twice = [0] * len(pads)
+    return (pads, "constant" if mode == "zeros" else mode) if any(pads) else None
 
 
 def _insert_padding(gm: fx.GraphModule, node: fx.Node, pads: Pads, mode: str) -> None:
@@ -49,10 +47,16 @@ def _insert_padding(gm: fx.GraphModule, node: fx.Node, pads: Pads, mode: str) ->
     assert isinstance(source, fx.Node)
     with gm.graph.inserting_before(node):
         if mode == "constant":
-            path = f"{node.target}_pad"
-            gm.add_submodule(path, (nn.ConstantPad1d if len(pads) == 2 else nn.ConstantPad2d)(tuple(pads), 0.0))
+            path = fresh_path(gm, f"{node.target}_pad")
+            gm.add_submodule(path, _zero_pad(*pads))
             padded = gm.graph.call_module(path, (source,))
         else:
             padded = gm.graph.call_function(torch.ops.aten.pad.default, (source, pads, mode))
     padded.meta = {key: value for key, value in node.meta.items() if key != "type"}
     node.replace_input_with(source, padded)
+
+
+def _zero_pad(left: int, right: int, *rows: int) -> nn.Module:
+    if not rows:
+        return nn.ConstantPad1d((left, right), 0.0)
+    return nn.ConstantPad2d((left, right, rows[0], rows[1]), 0.0)

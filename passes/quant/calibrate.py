@@ -89,9 +89,7 @@ class _Observer(fx.Interpreter):
         return value
 
 
-def observe(
-    graph: fx.GraphModule, nodes: list[fx.Node], method: Method, context: Context
-) -> dict[fx.Node, Histogram]:
+def observe(graph: fx.GraphModule, nodes: list[fx.Node], method: Method, context: Context) -> dict[fx.Node, Histogram]:
     """Histograms of the values of `nodes` over all calibration batches, in one sweep.
 
     Under `gauss_newton` each value counts with the square of its effect on the model's output: `(v^T dy/dx)^2` with

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from programs import KINDS, Case, chain, single
 from torch import Tensor
 
-from mbqc.backends import cpu, reference
 from mbqc.backend import Executable
+from mbqc.backends import cpu, reference
 from mbqc.backends.cpu.native import ISA_VARIABLE, supported_isas
 from mbqc.program.operations import Program
 

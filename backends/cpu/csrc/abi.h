@@ -64,21 +64,25 @@ struct Map {
     Extent stride;
 };
 
-// Convolution, dense and grouped; depthwise with the same fields. A linear layer is one row of pixels, 1 x 1.
+// The 8-bit weights of a layer, and the width to run them at.
+struct StoredWeights {
+    const int8_t* codes;
+    int64_t bits;
+    int64_t rounds;  // the ladder: 1 rounds, 0 drops bits
+    Place panel;     // scratch for weights of a lower width
+};
+
+// Dense and grouped convolution. A linear layer is one row of pixels with a 1 x 1 kernel.
 struct Conv {
     Place input;
     Place output;
-    Place bordered;    // the input with its border, if `has_border`
+    Place bordered;    // the input with its border, if there is one
     Place pixel_sums;  // with a window multiplier: int32 [images, padded height, padded width, groups]
     Place windows;     // with a window multiplier: int32 [images, output height, output width, groups]
-    Place panel;       // weights of the current width, two panels
+    Place columns;     // with a window multiplier: int32 [padded width, groups]
     Epilogue epilogue;
-    const int8_t* weights;  // 8-bit codes, [groups][blocks][runs][quads][BLOCK][QUAD]; depthwise [blocks][quads of taps]...
-    const int64_t* taps;    // distance of each kernel position from the first, in pixels of the padded input
-    int64_t tap_count;
-    int64_t run_taps;  // neighbouring taps whose inputs are contiguous: read as one run
-    int64_t bits;
-    int64_t rounds;  // the ladder: 1 rounds, 0 drops bits
+    StoredWeights weights;  // [groups][blocks][runs][quads][BLOCK][QUAD]; panel: two blocks
+    int64_t run_taps;       // kernel positions of a row whose inputs are contiguous and read as one run: one or all
     Extent images;
     int64_t height;
     Extent width;
@@ -87,9 +91,31 @@ struct Conv {
     int64_t out_height;
     Extent out_width;
     int64_t out_channels;
+    int64_t kernel[2];
     int64_t stride[2];
+    int64_t dilation[2];
     int64_t padding[4];  // top, bottom, left, right
-    int64_t has_border;
+    int64_t border_code;
+};
+
+// Convolution of each channel with a kernel of its own.
+struct Depthwise {
+    Place input;
+    Place output;
+    Place columns;  // scratch: [bands of QUAD kernel rows][padded width][BLOCK][QUAD]
+    Epilogue epilogue;
+    StoredWeights weights;  // [blocks][bands][kernel width][BLOCK][QUAD]; panel: all of it
+    const int8_t* ones;     // [bands][BLOCK][QUAD]: 1 for rows of the kernel, 0 for what fills up the last band
+    Extent images;
+    int64_t height;
+    int64_t width;
+    int64_t channels;
+    int64_t out_height;
+    int64_t out_width;
+    int64_t kernel[2];
+    int64_t stride[2];
+    int64_t dilation[2];
+    int64_t padding[4];  // top, bottom, left, right
     int64_t border_code;
 };
 
@@ -142,6 +168,7 @@ struct Step {
         Quantize quantize;
         Map map;
         Conv conv;
+        Depthwise depthwise;
         Pool pool;
         Lookup lookup;
         Copy copy;

@@ -1,12 +1,9 @@
-// Convolutions: borders, window sums, weights of the current width, dense and depthwise kernels.
+// Dense and grouped convolution: borders, window sums, panels of weights times tiles of pixels.
 #pragma once
 
-#include "epilogue.h"
+#include "weights.h"
 
 namespace mbqc::MBQC_ISA {
-
-constexpr int BLOCK_VECTORS = BLOCK / LANES;
-constexpr int64_t PANEL_GROUP = BLOCK * QUAD;  // bytes of one quad of inputs for a block of outputs
 
 // Extents of a convolution in this call.
 struct Shape {
@@ -28,7 +25,7 @@ struct Shape {
 // The input with a border of the zero-point's code, so that kernels need no guards.
 inline const uint8_t* bordered_input(const Conv& c, const Shape& s, const Call& call) {
     const uint8_t* x = call.at(c.input);
-    if (!c.has_border) return x;
+    if (s.height == c.height && s.width == call.at(c.width)) return x;
     uint8_t* const bordered = call.at(c.bordered);
     const int64_t inside = (s.width - c.padding[2] - c.padding[3]) * c.channels;
     const auto code = static_cast<int>(c.border_code);
@@ -50,91 +47,93 @@ inline const uint8_t* bordered_input(const Conv& c, const Shape& s, const Call& 
     return bordered;
 }
 
-// Adds `width` pixels of `groups` numbers, `step` apart, to contiguous ones.
-inline void add_row(int32_t* row, const int32_t* from, int64_t width, int64_t groups, int64_t step) {
-    if (step == groups) {
-        for (int64_t i = 0; i < width * groups; ++i) row[i] += from[i];
+// Adds `count` groups of `size` numbers, `step` apart, to contiguous ones.
+inline void add_strided(int32_t* sums, const int32_t* from, int64_t count, int64_t size, int64_t step) {
+    if (size == step) {
+        for (int64_t i = 0; i < count * size; ++i) sums[i] += from[i];
     } else {
-        for (int64_t i = 0; i < width; ++i) {
-            for (int64_t g = 0; g < groups; ++g) row[i * groups + g] += from[i * step + g];
+        for (int64_t i = 0; i < count; ++i) {
+            for (int64_t j = 0; j < size; ++j) sums[i * size + j] += from[i * step + j];
         }
     }
 }
 
-// int32 [pixel][group]: the sum of the codes of each window. Every input pixel is summed once.
+// int32 [pixel][group]: the sum of the codes of each window, over channels, then rows, then columns.
 inline const int32_t* window_sums(const Conv& c, const Shape& s, const uint8_t* x, const Call& call) {
     int32_t* const pixels = call.at<int32_t>(c.pixel_sums);
-    const int64_t depth = c.channels / c.groups;
-    for (int64_t i = 0; i < s.images * s.height * s.width * c.groups; ++i) pixels[i] = sum_codes(x + i * depth, depth);
-    if (c.tap_count == 1 && c.stride[0] == 1 && c.stride[1] == 1) return pixels;
+    const int64_t depth = c.channels / c.groups, row_size = s.width * c.groups, out_size = s.out_width * c.groups;
+    for (int64_t i = 0; i < s.images * s.height * row_size; ++i) pixels[i] = sum_codes(x + i * depth, depth);
+    if (c.kernel[0] * c.kernel[1] * c.stride[0] * c.stride[1] == 1) return pixels;
     int32_t* const windows = call.at<int32_t>(c.windows);
-    int32_t* row = windows;
-    const int64_t step = c.stride[1] * c.groups;
-    for (int64_t i = 0; i < s.images * c.out_height; ++i, row += s.out_width * c.groups) {
-        std::memset(row, 0, static_cast<size_t>(s.out_width * c.groups) * sizeof(int32_t));
+    int32_t* const columns = call.at<int32_t>(c.columns);
+    for (int64_t i = 0; i < s.images * c.out_height; ++i) {
         const int32_t* first = pixels + s.pixel(c, i / c.out_height, i % c.out_height, 0) * c.groups;
-        for (int64_t t = 0; t < c.tap_count; ++t) add_row(row, first + c.taps[t] * c.groups, s.out_width, c.groups, step);
+        int32_t* row = windows + i * out_size;
+        std::memset(columns, 0, static_cast<size_t>(row_size) * sizeof(int32_t));
+        std::memset(row, 0, static_cast<size_t>(out_size) * sizeof(int32_t));
+        for (int64_t k = 0; k < c.kernel[0]; ++k) add_strided(columns, first + k * c.dilation[0] * row_size, row_size, 1, 1);
+        for (int64_t k = 0; k < c.kernel[1]; ++k) {
+            const int32_t* shifted = columns + k * c.dilation[1] * c.groups;
+            add_strided(row, shifted, s.out_width, c.groups, c.stride[1] * c.groups);
+        }
     }
     return windows;
 }
 
-using Codes = int8_t __attribute__((vector_size(LANES * QUAD)));
-
-// Weights of `c.bits` from 8-bit ones: the second rounding of mbqc/numerics.py (`narrow`). Whole vectors.
-inline const int8_t* narrowed(const Conv& c, const int8_t* stored, int64_t bytes, int8_t* panel) {
-    using Words = uint16_t __attribute__((vector_size(LANES * QUAD)));
-    if (c.bits == 8) return stored;
-    const int drop = static_cast<int>(8 - c.bits);
-    const auto half = static_cast<int8_t>(c.rounds && c.bits > 1 ? 1 << (drop - 1) : 0);
-    const Codes limit = Codes{} + static_cast<int8_t>(127 - half);  // what lies above would round out of range
-    const Codes sign = Codes{} + static_cast<int8_t>(-128), sign_after = Codes{} + static_cast<int8_t>(128 >> drop);
-    const Codes kept = Codes{} + static_cast<int8_t>(255 >> drop);
-    for (int64_t i = 0; i < bytes; i += LANES * QUAD) {
-        Codes q;
-        std::memcpy(&q, stored + i, sizeof(q));
-        q = ((q < limit ? q : limit) + half) ^ sign;  // unsigned from here: a shift of words, and of bytes by the mask
-        q = (reinterpret_cast<Codes>(reinterpret_cast<Words>(q) >> drop) & kept) - sign_after;
-        std::memcpy(panel + i, &q, sizeof(q));
-    }
-    return panel;
-}
-
-// What the dense kernel walks over: `runs` of contiguous inputs, each `quads` long.
+// What the dense kernel walks over: rows of the kernel, in each row `runs` of contiguous inputs. Distances in bytes.
 struct Walk {
-    const int64_t* offsets;  // of the runs, in pixels
-    int64_t offset_step;
+    int64_t rows;
+    int64_t row_step;
     int64_t runs;
-    int64_t quads;
-    int64_t channels;      // bytes of a pixel
-    int64_t pixel_stride;  // bytes between the inputs of neighbouring outputs
+    int64_t run_step;
+    int64_t quads;         // of a run
+    int64_t pixel_stride;  // between the inputs of neighbouring outputs
     int64_t panel_bytes;
+
+    Walk(const Conv& c, const Shape& s)
+        : rows(c.kernel[0]),
+          row_step(c.dilation[0] * s.width * c.channels),
+          runs(c.kernel[1] / c.run_taps),
+          run_step(c.dilation[1] * c.channels),
+          quads((c.run_taps * (c.channels / c.groups) + QUAD - 1) / QUAD),
+          pixel_stride(c.stride[1] * c.channels),
+          panel_bytes(rows * runs * quads * PANEL_GROUP) {}
 };
 
-// Accumulators [PIXELS][BLOCKS * 16] of neighbouring output pixels.
+#define INLINE __attribute__((always_inline))
+
+// Calls `body` with each number of the sequence as a constant.
+template <class Body, int... INDICES>
+INLINE inline void unrolled(std::integer_sequence<int, INDICES...>, Body body) {
+    (body(std::integral_constant<int, INDICES>{}), ...);
+}
+
+// Accumulators [PIXELS][BLOCKS * BLOCK] of neighbouring output pixels. All indices of `acc` are constants: in loops,
+// g++ keeps it in memory.
 template <int PIXELS, int BLOCKS>
 void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, int32_t* sums) {
     constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
+    constexpr auto each_pixel = std::make_integer_sequence<int, PIXELS>{};
+    constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
     Int acc[PIXELS][VECTORS];
-    for (int p = 0; p < PIXELS; ++p) {
-        for (int v = 0; v < VECTORS; ++v) acc[p][v] = zero();
-    }
-    const int64_t stride = walk.pixel_stride;
-    for (int64_t run = 0; run < walk.runs; ++run) {
-        const uint8_t* from = x + walk.offsets[run * walk.offset_step] * walk.channels;
+    unrolled(each_pixel, [&](auto p) INLINE { unrolled(each_vector, [&](auto v) INLINE { acc[p][v] = zero(); }); });
+    const int64_t stride = walk.pixel_stride, second = walk.panel_bytes;
+    for (int64_t i = 0; i < walk.rows * walk.runs; ++i) {
+        const uint8_t* from = x + i / walk.runs * walk.row_step + i % walk.runs * walk.run_step;
         for (int64_t quad = 0; quad < walk.quads; ++quad, from += QUAD, panel += PANEL_GROUP) {
             Weights w[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) {
-                w[v] = weights(panel + v / BLOCK_VECTORS * walk.panel_bytes + v % BLOCK_VECTORS * LANES * QUAD);
-            }
-            for (int p = 0; p < PIXELS; ++p) {
+            unrolled(each_vector, [&](auto v) INLINE {
+                w[v] = weights(panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD);
+            });
+            unrolled(each_pixel, [&](auto p) INLINE {
                 const Bytes inputs = broadcast(from + p * stride);
-                for (int v = 0; v < VECTORS; ++v) acc[p][v] = dot(acc[p][v], inputs, w[v]);
-            }
+                unrolled(each_vector, [&](auto v) INLINE { acc[p][v] = dot(acc[p][v], inputs, w[v]); });
+            });
         }
     }
-    for (int p = 0; p < PIXELS; ++p) {
-        for (int v = 0; v < VECTORS; ++v) store(sums + (p * VECTORS + v) * LANES, acc[p][v]);
-    }
+    unrolled(each_pixel, [&](auto p) INLINE {
+        unrolled(each_vector, [&](auto v) INLINE { store(sums + (p * VECTORS + v) * LANES, acc[p][v]); });
+    });
 }
 
 using Multiply = void (*)(const Walk&, const uint8_t*, const int8_t*, int32_t*);
@@ -187,14 +186,13 @@ inline void conv(const Conv& c, const Call& call) {
     const int32_t* windows = c.epilogue.window_multiplier ? window_sums(c, s, x, call) : nullptr;
     const Target target = target_of(c.epilogue, c.output, call, windows ? Windows::by_pixel : Windows::none);
     const int64_t depth = c.channels / c.groups, outputs = c.out_channels / c.groups;
-    const int64_t runs = c.tap_count / c.run_taps, quads = (c.run_taps * depth + QUAD - 1) / QUAD;
-    const Walk walk{c.taps, c.run_taps, runs, quads, c.channels, c.stride[1] * c.channels, runs * quads * PANEL_GROUP};
-    const int8_t* stored = c.weights;
+    const Walk walk(c, s);
+    const int8_t* stored = c.weights.codes;
     for (int64_t g = 0; g < c.groups; ++g) {
         for (int64_t o = 0; o < outputs; o += MAX_BLOCKS * BLOCK) {
             const int64_t lanes = least(MAX_BLOCKS * BLOCK, outputs - o);
             const int64_t bytes = (lanes > BLOCK ? MAX_BLOCKS : 1) * walk.panel_bytes;
-            const int8_t* panel = narrowed(c, stored, bytes, call.at<int8_t>(c.panel));
+            const int8_t* panel = narrowed(c.weights, stored, bytes, call);
             const Dense dense{c, s, walk, target, x + g * depth, windows ? windows + g : nullptr, g * outputs + o, lanes};
             if (lanes > BLOCK) {
                 dense.run<MAX_BLOCKS>(panel);

@@ -1,25 +1,25 @@
 // Depthwise convolution: a lane is a channel, a dot product takes four rows of one column of the kernel.
 #pragma once
 
-#include "conv.h"
+#include "weights.h"
 
 namespace mbqc::MBQC_ISA {
 
 // One row of output pixels. Columns of four input rows are interleaved once and serve every output that they touch;
 // what lies outside the input is the border's code.
 struct DepthwiseRow {
-    const Conv& c;
-    const Shape& s;
+    const Depthwise& c;
+    int64_t width;          // of the padded input
     const uint8_t* border;  // BLOCK codes
     const uint8_t* image;
     int64_t y;
     int64_t bands;     // groups of four kernel rows
     uint8_t* columns;  // [bands][padded width][BLOCK][QUAD]
 
-    const uint8_t* column(int64_t band, int64_t x) const { return columns + (band * s.width + x) * PANEL_GROUP; }
+    const uint8_t* column(int64_t band, int64_t x) const { return columns + (band * width + x) * PANEL_GROUP; }
 
     void interleave_columns(int64_t channel) const {
-        const int64_t left = c.padding[2], inside = s.width - left - c.padding[3];
+        const int64_t left = c.padding[2];
         for (int64_t band = 0; band < bands; ++band) {
             const uint8_t* rows[QUAD];
             int64_t steps[QUAD];
@@ -27,12 +27,12 @@ struct DepthwiseRow {
                 const int64_t tap = least(band * QUAD + i, c.kernel[0] - 1);  // past the last: any row, its weight is zero
                 const int64_t row = y * c.stride[0] + tap * c.dilation[0] - c.padding[0];
                 const bool outside = row < 0 || row >= c.height;
-                rows[i] = outside ? border : image + row * inside * c.channels + channel;
+                rows[i] = outside ? border : image + row * c.width * c.channels + channel;
                 steps[i] = outside ? 0 : c.channels;
             }
-            uint8_t* to = columns + band * s.width * PANEL_GROUP;
-            for (int64_t x = 0; x < s.width; ++x, to += PANEL_GROUP) {
-                if (x < left || x >= left + inside) {
+            uint8_t* to = columns + band * width * PANEL_GROUP;
+            for (int64_t x = 0; x < width; ++x, to += PANEL_GROUP) {
+                if (x < left || x >= left + c.width) {
                     std::memset(to, static_cast<int>(c.border_code), PANEL_GROUP);
                     continue;
                 }
@@ -68,32 +68,32 @@ struct DepthwiseRow {
 };
 
 // Output rows outside, channels inside: the input rows of one output row stay in the first cache.
-inline void depthwise(const Conv& c, const Call& call) {
+inline void depthwise(const Depthwise& c, const Call& call) {
     constexpr int64_t PIXELS = 64;
     alignas(64) int32_t sums[PIXELS * BLOCK], windows[PIXELS * BLOCK];
     uint8_t border[BLOCK];
     std::memset(border, static_cast<int>(c.border_code), sizeof(border));
-    const Shape s(c, call);
     const int64_t bands = (c.kernel[0] + QUAD - 1) / QUAD, panel_bytes = bands * c.kernel[1] * PANEL_GROUP;
     const int64_t blocks = (c.channels + BLOCK - 1) / BLOCK;
-    const int8_t* panels = narrowed(c, c.weights, blocks * panel_bytes, call.at<int8_t>(c.panel));
+    const int8_t* panels = narrowed(c.weights, c.weights.codes, blocks * panel_bytes, call);
     const bool windowed = c.epilogue.window_multiplier != nullptr;
     const Target target = target_of(c.epilogue, c.output, call, windowed ? Windows::by_lane : Windows::none);
-    const int64_t image_bytes = c.height * call.at(c.width) * c.channels;
-    for (int64_t i = 0; i < s.images * c.out_height; ++i) {
+    const int64_t image_bytes = c.height * c.width * c.channels;
+    const int64_t padded_width = c.width + c.padding[2] + c.padding[3];
+    for (int64_t i = 0; i < call.at(c.images) * c.out_height; ++i) {
         const uint8_t* image = call.at(c.input) + i / c.out_height * image_bytes;
-        const DepthwiseRow row{c, s, border, image, i % c.out_height, bands, call.at(c.columns)};
+        const DepthwiseRow row{c, padded_width, border, image, i % c.out_height, bands, call.at(c.columns)};
         for (int64_t channel = 0; channel < c.channels; channel += BLOCK) {
             const int8_t* panel = panels + channel / BLOCK * panel_bytes;
             row.interleave_columns(channel);
-            for (int64_t first = 0; first < s.out_width; first += PIXELS) {
-                const int64_t pixels = least(PIXELS, s.out_width - first);
+            for (int64_t first = 0; first < c.out_width; first += PIXELS) {
+                const int64_t pixels = least(PIXELS, c.out_width - first);
                 if (windowed) {
                     row.multiply<true>(panel, c.ones, first, pixels, sums, windows);
                 } else {
                     row.multiply<false>(panel, c.ones, first, pixels, sums, windows);
                 }
-                const int64_t element = (i * s.out_width + first) * c.channels + channel;
+                const int64_t element = (i * c.out_width + first) * c.channels + channel;
                 target({sums, pixels, least(BLOCK, c.channels - channel), BLOCK, channel, element, c.channels, windows, BLOCK});
             }
         }

@@ -34,7 +34,7 @@ struct Target {
 
 // `count` lanes, at most a vector, of all pixels. Every float operation rounds on its own (-ffp-contract=off).
 template <Windows WINDOWS, bool RESIDUAL, bool TO_FLOAT>
-inline __attribute__((always_inline)) void finish_lanes(const Target& target, const Tile& tile, int64_t lane, int64_t count) {
+inline __attribute__((always_inline)) void finish_lanes(const Target target, const Tile tile, int64_t lane, int64_t count) {
     const Epilogue& e = *target.epilogue;
     const Float low = splat(e.low), high = splat(e.high), residual_multiplier = splat(e.residual_multiplier);
     const int64_t entry = (tile.channel + lane) * e.table_step;

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <immintrin.h>
+#include <utility>
 
 #pragma GCC target("avx2")
 #define MBQC_ISA avx2
@@ -78,16 +79,28 @@ inline Bytes broadcast(const uint8_t* p) {
 }
 
 inline __m128i row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-inline __m256i join(__m128i low, __m128i high) {
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-}
+inline void store_row(uint8_t* p, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v); }
 
-// 16 neighbouring bytes from each of four places: lane i gets byte i of each.
-inline void interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, Bytes* lanes) {
+// 16 neighbouring bytes from each of four places: quad i gets byte i of each.
+inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* quads) {
     const __m128i ab_low = _mm_unpacklo_epi8(row(a), row(b)), cd_low = _mm_unpacklo_epi8(row(c), row(d));
     const __m128i ab_high = _mm_unpackhi_epi8(row(a), row(b)), cd_high = _mm_unpackhi_epi8(row(c), row(d));
-    lanes[0] = pairs(join(_mm_unpacklo_epi16(ab_low, cd_low), _mm_unpackhi_epi16(ab_low, cd_low)));
-    lanes[1] = pairs(join(_mm_unpacklo_epi16(ab_high, cd_high), _mm_unpackhi_epi16(ab_high, cd_high)));
+    store_row(quads, _mm_unpacklo_epi16(ab_low, cd_low));
+    store_row(quads + 16, _mm_unpackhi_epi16(ab_low, cd_low));
+    store_row(quads + 32, _mm_unpacklo_epi16(ab_high, cd_high));
+    store_row(quads + 48, _mm_unpackhi_epi16(ab_high, cd_high));
+}
+inline Bytes load_bytes(const uint8_t* quads) { return pairs(load_vector(quads)); }
+
+inline int32_t sum_codes(const uint8_t* p, int64_t count) {
+    __m256i sums = _mm256_setzero_si256();
+    for (; count >= 32; count -= 32, p += 32) {
+        sums = _mm256_add_epi64(sums, _mm256_sad_epu8(load_vector(p), _mm256_setzero_si256()));
+    }
+    const __m128i halves = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    int32_t sum = _mm_cvtsi128_si32(_mm_add_epi64(halves, _mm_unpackhi_epi64(halves, halves)));
+    for (; count > 0; --count) sum += *p++;
+    return sum;
 }
 
 }  // namespace mbqc::MBQC_ISA

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <immintrin.h>
+#include <utility>
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12 means its own intrinsics (bug 105593)
@@ -57,15 +58,29 @@ inline Bytes broadcast(const uint8_t* p) {
 
 inline __m128i row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 
-// 16 neighbouring bytes from each of four places: lane i gets byte i of each.
-inline void interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, Bytes* lanes) {
+// 16 neighbouring bytes from each of four places: quad i gets byte i of each.
+inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* quads) {
     const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     __m512i rows = _mm512_castsi128_si512(row(a));
     rows = _mm512_inserti32x4(rows, row(b), 1);
     rows = _mm512_inserti32x4(rows, row(c), 2);
     rows = _mm512_inserti32x4(rows, row(d), 3);
-    lanes[0] = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(across, rows), within);
+    _mm512_storeu_si512(quads, _mm512_shuffle_epi8(_mm512_permutexvar_epi32(across, rows), within));
+}
+inline Bytes load_bytes(const uint8_t* quads) { return _mm512_loadu_si512(quads); }
+
+inline int32_t sum_codes(const uint8_t* p, int64_t count) {
+    if (count <= 16) {
+        const __m128i sums = _mm_sad_epu8(_mm_maskz_loadu_epi8(first(count), p), _mm_setzero_si128());
+        return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums)));
+    }
+    __m512i sums = _mm512_setzero_si512();
+    for (; count > 0; count -= 64, p += 64) {
+        const __mmask64 mask = count >= 64 ? ~0ull : (1ull << count) - 1;
+        sums = _mm512_add_epi64(sums, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(mask, p), _mm512_setzero_si512()));
+    }
+    return static_cast<int32_t>(_mm512_reduce_add_epi64(sums));
 }
 
 }  // namespace mbqc::MBQC_ISA

@@ -2,6 +2,7 @@
 #include "abi.h"
 
 #include <cstring>
+#include <utility>
 
 #define MBQC_ISA portable
 
@@ -56,12 +57,21 @@ inline Bytes broadcast(const uint8_t* p) {
     return x;
 }
 
-// 16 neighbouring bytes from each of four places: lane i gets byte i of each.
-inline void interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, Bytes* lanes) {
-    for (int i = 0; i < 16; ++i) {
-        const uint8_t quad[] = {a[i], b[i], c[i], d[i]};
-        for (int j = 0; j < 4; ++j) lanes[i / LANES][i % LANES * 4 + j] = quad[j];
+// 16 neighbouring bytes from each of four places: quad i gets byte i of each.
+inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* quads) {
+    for (int i = 0; i < 16; ++i, quads += 4) {
+        quads[0] = a[i];
+        quads[1] = b[i];
+        quads[2] = c[i];
+        quads[3] = d[i];
     }
+}
+inline Bytes load_bytes(const uint8_t* quads) { return load_first<Bytes>(quads, sizeof(Bytes)); }
+
+inline int32_t sum_codes(const uint8_t* p, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += p[i];
+    return sum;
 }
 
 }  // namespace mbqc::MBQC_ISA

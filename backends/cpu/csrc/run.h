@@ -14,7 +14,7 @@ void run(const Step* steps, int64_t count, const Call& call) {
             case Kind::quantize: quantize(step->quantize, call); break;
             case Kind::map: map(step->map, call); break;
             case Kind::conv: conv(step->conv, call); break;
-            case Kind::depthwise: depthwise(step->conv, call); break;
+            case Kind::depthwise: depthwise(step->depthwise, call); break;
             case Kind::average_pool: average_pool(step->pool, call); break;
             case Kind::max_pool: max_pool(step->pool, call); break;
             case Kind::lookup: lookup(step->lookup, call); break;

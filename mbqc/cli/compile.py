@@ -1,0 +1,126 @@
+"""`mbqc compile`: a model file to an artifact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mbqc.cli.describe import LayerRow, Notes, Sizes, describe_layers, describe_notes, describe_sizes, show_layers
+from mbqc.cli.options import BackendOption, DataOption, JsonOption, ModelArgument, set_data_folder
+from mbqc.cli.output import Answer, print_facts, require_writable
+from mbqc.cli.progress import show_progress
+from mbqc.errors import MbqcError
+
+if TYPE_CHECKING:
+    from mbqc.pipeline import Context
+    from mbqc.userfile import UserModel
+
+
+@dataclass(frozen=True)
+class Compiled(Answer):
+    """What `mbqc compile` made.
+
+    Attributes:
+        artifact: path of the file.
+        traced_by: `torch.fx` or `torch.export`.
+        kernels: how many operations each kind of kernel runs on the backend.
+        seconds: by pass.
+    """
+
+    artifact: str
+    pipeline: str
+    traced_by: str
+    layers: tuple[LayerRow, ...]
+    notes: Notes
+    sizes: Sizes
+    kernels: dict[str, int]
+    seconds: tuple[tuple[str, float], ...]
+
+    def show(self) -> None:
+        """Prints pipeline, warnings, the layers, what stays in float, sizes and times."""
+        print(f"{self.artifact}: {self.pipeline}\n", flush=True)
+        self.notes.warn()
+        show_layers(self.layers)
+        self.notes.show()
+        kernels = ", ".join(f"{name} {count}" for name, count in self.kernels.items())
+        times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds)
+        print_facts([*self.sizes.facts(), ("kernels", kernels), ("traced by", self.traced_by), ("time", times)])
+
+
+def compile_(
+    model: ModelArgument,
+    passes: Annotated[
+        str, typer.Option(metavar="TEXT", help="The pipeline; `mbqc passes` lists what there is.")
+    ] = "quant,bncorrect,hasb",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: the model's name with .mbqc.")] = None,
+    backend: BackendOption = "cpu",
+    data: DataOption = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Writes the graph after each pass here.")] = None,
+    json: JsonOption = False,
+) -> Compiled:
+    """Compile a model file into one artifact.
+
+    It stores each weight once and runs at any width from 8 bits to 1. The file defines model() and example_inputs(),
+    and if it can calibration_data() (batches of typical inputs) and train_data() with loss() (batches of inputs and
+    targets).
+    """
+    import torch
+
+    from mbqc.api import compile_model, pipeline_of
+    from mbqc.runtime import find_backend, make
+    from mbqc.userfile import load_user_model
+
+    pipeline = pipeline_of(passes)
+    find_backend(backend)
+    set_data_folder(data)
+    torch.manual_seed(seed)
+    user = load_user_model(model)
+    path = out if out is not None else Path(f"{_stem(user.place)}.mbqc")
+    require_writable(path)
+    if dump is not None:
+        _make_folder(dump)
+    context = _context(user, seed)
+    made = compile_model(user.model(), pipeline, context, dump)
+    compiled = make(made.program, made.manifest, backend)
+    compiled.save(path)
+    kernels = compiled.executable.kernels()
+    return Compiled(
+        artifact=str(path),
+        pipeline=str(made.pipeline),
+        traced_by=made.manifest.traced_by,
+        layers=describe_layers(made.program, made.manifest, kernels),
+        notes=describe_notes(made.manifest),
+        sizes=describe_sizes(made.program, made.manifest, path.stat().st_size),
+        kernels=dict(Counter(kernels)),
+        seconds=tuple((name, round(seconds, 3)) for name, seconds in made.manifest.seconds),
+    )
+
+
+def _context(user: UserModel, seed: int) -> Context:
+    from mbqc.pipeline import Context
+
+    return Context(
+        example_inputs=user.example_inputs(),
+        calibration=user.data("calibration_data"),
+        labelled=user.data("train_data"),
+        loss=user.loss,
+        seed=seed,
+        progress=show_progress,
+    )
+
+
+def _stem(place: str) -> str:
+    """`resnet` for `nets/resnet.py` and for `nets.resnet`."""
+    return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MbqcError(f"cannot make the folder: {error.strerror or error}", where=f"--dump {folder}") from error

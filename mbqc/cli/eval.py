@@ -1,0 +1,102 @@
+"""`mbqc eval`: how good an artifact is at each width, beside the float model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from mbqc.cli.options import (
+    WIDTHS_HELP,
+    ArtifactArgument,
+    BackendOption,
+    DataOption,
+    JsonOption,
+    ModelArgument,
+    parse_widths,
+    set_data_folder,
+)
+from mbqc.cli.output import Answer, Column, format_db, print_table, warn
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One line of the table.
+
+    Attributes:
+        bits: the width, the file of widths, or `float`.
+        metric: None without targets, or where there is no metric.
+        agreement: percent of samples whose largest output is the float model's; None unless outputs are scores.
+        sqnr: decibels of the outputs against the float model's.
+    """
+
+    bits: str
+    metric: float | None
+    agreement: float | None
+    sqnr: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation(Answer):
+    """How good an artifact is.
+
+    Attributes:
+        metric: what the metric is, empty where there is none.
+    """
+
+    samples: int
+    metric: str
+    rows: tuple[Quality, ...]
+
+    def show(self) -> None:
+        """Prints the table."""
+        columns = [Column("bits", [row.bits for row in self.rows], left=True)]
+        if self.metric:
+            columns.append(Column("metric", [_number(row.metric) for row in self.rows]))
+        if any(row.agreement is not None for row in self.rows):
+            columns.append(Column("same top-1 %", [_number(row.agreement) for row in self.rows]))
+        print_table([*columns, Column("SQNR dB", [format_db(row.sqnr) for row in self.rows])])
+        print(f"  {self.samples} samples; agreement and SQNR are against the float model.")
+        print(f"  metric: {self.metric}." if self.metric else "  no metric: the data has no targets.")
+
+
+def evaluate(
+    artifact: ArtifactArgument,
+    model: ModelArgument,
+    bits: Annotated[str, typer.Option(metavar="WIDTHS", help=WIDTHS_HELP)] = "all",
+    backend: BackendOption = "cpu",
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> Evaluation:
+    """Compare an artifact with its float model.
+
+    On eval_data() of the model file, at each width. The file's metric(output, target) gets all outputs and all targets
+    at once. Without one, outputs [N, classes] are judged by top-1 accuracy.
+    """
+    from mbqc.cli.quality import Judge, collect_outputs
+    from mbqc.runtime import load
+    from mbqc.userfile import load_user_model
+
+    asked = parse_widths(bits)
+    compiled = load(artifact, backend)
+    for widths in asked.values():
+        compiled.widths(widths)  # refuses what does not fit before the long work
+    set_data_folder(data)
+    user = load_user_model(model)
+    net = user.model().eval()
+    parameters = sum(p.numel() for p in net.parameters())
+    if parameters != compiled.manifest.parameters:
+        made_from = f"the artifact was made from one of {compiled.manifest.parameters}"
+        warn(f"{model} gives a model of {parameters} parameters, {made_from}")
+    found = collect_outputs(net, compiled, asked, user)
+    judge = Judge(user, found.exact, found.target)
+    rows = [
+        Quality("float", judge.metric(found.exact), None, None),
+        *(Quality(b, judge.metric(y), judge.agreement(y), judge.sqnr(y)) for b, y in found.by_width.items()),
+    ]
+    return Evaluation(len(found.exact[0]), judge.metric_name, tuple(rows))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,182 @@
+"""Names, sharing, and the odd ways in which modules compute."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
+
+from mbqc.frontend.trace import trace
+from mbqc.ir.verify import check_canonical
+from mbqc.passes.normalize.rewrite import canonicalize
+from tests.models import MODELS
+
+
+def canonical(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    gm = trace(model, inputs)
+    canonicalize(gm, inputs)
+    check_canonical(gm)
+    return gm
+
+
+def same_outputs(gm: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(gm(*inputs), model.eval()(*inputs), rtol=0, atol=1e-5)
+
+
+def layers(gm: fx.GraphModule) -> list[str]:
+    """Targets of all nodes that compute tensors, in order."""
+    return [str(n.target) for n in gm.graph.nodes if n.op in ("call_module", "call_function")]
+
+
+def test_layers_have_the_names_of_the_model():
+    gm = canonical(*MODELS["resnet"]())
+    assert {"layer1.0.conv1", "layer1.1.downsample.0", "layer2.0.body.3", "fc"} <= set(layers(gm))
+    assert {n.name for n in gm.graph.nodes} >= {"layer1_0_conv1", "layer1_1_downsample_0"}
+
+
+def test_attention_is_named_by_its_parameters():
+    gm = canonical(*MODELS["vit_torch"]())
+    assert "blocks.1.attn.attention.in_proj" in layers(gm)
+    assert type(gm.get_submodule("blocks.1.attn.attention.out_proj")) is nn.Linear
+
+
+def test_functions_are_named_by_their_owner():
+    assert layers(canonical(*MODELS["own_weight_conv"]())) == ["0_relu", "0", "1"]
+
+
+class Owner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.w2 = (nn.Parameter(torch.randn(3, 3, 1, 1)) for _ in range(2))
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(F.conv2d(F.relu(x), self.weight)))
+        return F.conv2d(x, self.w2) + F.conv2d(x, self.w2, stride=1)
+
+
+def test_names_give_way_where_they_are_taken():
+    model, inputs = nn.Sequential(Owner()), (torch.randn(2, 3, 4, 4),)
+    gm = canonical(model, inputs)
+    assert layers(gm) == ["0.relu", "0.conv2d", "0.bn", "0.relu_1", "0.w2_conv2d", "0.w2_conv2d", "aten.add.Tensor"]
+    same_outputs(gm, model, inputs)
+    outermost = canonical(Owner(), inputs)
+    assert layers(outermost)[:2] == ["relu", "conv2d"]
+
+
+@pytest.mark.parametrize("traced_by", ["torch.fx", "torch.export"])
+def test_sharing_survives(traced_by):
+    model, inputs = MODELS["called_twice"]()
+    if traced_by == "torch.export":
+        # an unknown function sends the model there
+        model = nn.Sequential(model, nn.Softsign())
+    gm = canonical(model, inputs)
+    assert gm.meta["traced_by"] == traced_by
+    prefix = "" if traced_by == "torch.fx" else "0."
+    assert layers(gm).count(f"{prefix}conv") == 2
+    assert layers(gm).count(f"{prefix}relu") == 2
+    inner = gm if not prefix else gm.get_submodule("0")
+    assert inner.embed.weight is inner.head.weight
+    assert isinstance(inner.head.weight, nn.Parameter)
+    assert len(list(gm.parameters())) == 4
+
+
+class ChangedUnderTwoNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.relu = nn.Linear(6, 4), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        kept = x
+        y = self.relu(x)
+        y += 1.0  # torch.fx records an ordinary addition
+        return kept * 2.0 + y
+
+
+def test_changes_that_symbolic_tracing_misses():
+    model, inputs = ChangedUnderTwoNames(), (torch.randn(2, 6),)
+    gm = canonical(model, inputs)
+    assert gm.meta["traced_by"] == "torch.export"
+    same_outputs(gm, model, inputs)
+
+
+def test_parametrized_weights_become_plain():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU())
+    gm = canonical(model, (torch.randn(2, 3, 6, 6),))
+    assert set(gm.state_dict()) == {"0.weight", "0.bias"}
+    assert type(gm.get_submodule("0")) is nn.Conv2d
+    # the class of a parametrized module is shared with its copies
+    same_outputs(gm, model, (torch.randn(2, 3, 6, 6),))
+    assert "parametrizations" in dict(model[0].named_children())
+
+
+def test_hooks_are_part_of_the_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model[0].register_forward_hook(lambda module, args, output: output * 2.0)
+    inputs = (torch.randn(2, 3, 6, 6),)
+    gm = canonical(model, inputs)
+    assert layers(gm) == ["0", "aten.mul.Tensor", "1"]
+    same_outputs(gm, model, inputs)
+
+
+def test_a_graph_is_a_model_too():
+    model, inputs = MODELS["resnet"]()
+    gm = canonical(fx.symbolic_trace(copy.deepcopy(model)), inputs)
+    same_outputs(gm, model, inputs)
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, flag: bool = True) -> Tensor:
+        y = self.fc(x) if scale is None else self.fc(x) * scale
+        return y if flag else -y
+
+
+def test_arguments_left_out_keep_their_defaults():
+    gm = canonical(Optional(), (torch.randn(2, 6),))
+    assert [n.op for n in gm.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+def test_an_input_without_use_stays():
+    class Ignores(Optional):
+        def forward(self, x: Tensor, unused: Tensor) -> Tensor:
+            return self.fc(x)
+
+    gm = canonical(Ignores(), (torch.randn(2, 6), torch.randn(2, 3)))
+    assert [n.target for n in gm.graph.find_nodes(op="placeholder")] == ["x", "unused"]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+def test_asymmetric_same_padding_is_a_module():
+    model = nn.Sequential(nn.Conv2d(3, 4, (4, 3), padding="same"), nn.Conv2d(4, 4, 2, padding="same"))
+    inputs = (torch.randn(2, 3, 8, 8),)
+    gm = canonical(model, inputs)
+    assert layers(gm) == ["0_pad", "0", "1_pad", "1"]
+    assert gm.get_submodule("0_pad").padding == (1, 1, 1, 2)
+    assert gm.get_submodule("0").padding == (0, 0)
+    same_outputs(gm, model, inputs)
+
+
+def test_sizes_leave_no_trace_in_shapes():
+    gm = canonical(*MODELS["channel_shuffle"]())
+    reshapes = [n.args[1] for n in gm.graph.nodes if str(n.target) == "aten.reshape.default"]
+    assert reshapes == [[-1, 2, 4, 4, 4], [-1, 8, 4, 4]]
+    assert not gm.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
+
+
+def test_random_state_is_left_alone():
+    model, inputs = MODELS["vit_torch"]()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    canonical(model, inputs)
+    assert torch.equal(torch.rand(4), expected)
