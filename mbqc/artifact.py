@@ -56,7 +56,7 @@ class Manifest(Record, frozen=True):
     parameters: int
     seconds: tuple[tuple[str, float], ...] = ()
     notes: tuple[StoredNote, ...] = ()
-    sqnr: dict[str, dict[str, float]] = {}
+    sqnr: Mapping[str, Mapping[str, float]] = msgspec.field(default_factory=dict)
 
 
 def write(path: Path, program: Program, manifest: Manifest) -> None:

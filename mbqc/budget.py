@@ -18,6 +18,7 @@ from mbqc.errors import WidthsError
 from mbqc.numerics import ALL_BITS
 from mbqc.program.bind import weight_line
 from mbqc.program.operations import Conv, LayerInfo, Linear, Program, Weight
+from mbqc.widths import Bits
 
 OBJECTIVE_RANGE = 1e6
 """The objective is scaled to this: the solver's absolute tolerance of 1e-6 then lies far below real differences."""
@@ -25,7 +26,7 @@ OBJECTIVE_RANGE = 1e6
 SMALLEST_SHARE = 1e-6
 
 
-def widths_of_mean(program: Program, mean: float) -> dict[str, int]:
+def widths_of_mean(program: Program, mean: float) -> Bits:
     """The width of every layer of `program`, of the least expected loss among those with at most `mean` bits a weight.
 
     Raises:

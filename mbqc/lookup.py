@@ -69,7 +69,8 @@ def _import_file(path: Path) -> ModuleType:
         raise ModelError("there is no such file", where=str(path))
     name = f"_mbqc_user_{path.stem}_{abs(hash(path.resolve()))}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look a class's module up
     sys.path.insert(0, str(path.resolve().parent))  # a model file may import its neighbours, as a script does

@@ -41,7 +41,7 @@ def kernels() -> Kernels:
     Raises:
         BackendError: the library was not built or is another version's, or the machine lacks the instruction set.
     """
-    library = _library(Path(__file__).parent)
+    library = open_library(Path(__file__).parent)
     supported = supported_isas()
     wanted = os.environ.get(ISA_VARIABLE, supported[-1])
     if wanted not in ISAS:
@@ -55,12 +55,17 @@ def kernels() -> Kernels:
 
 def supported_isas() -> list[str]:
     """The instruction sets that this machine and build support, the best one last."""
-    library = _library(Path(__file__).parent)
+    library = open_library(Path(__file__).parent)
     return [isa for index, isa in enumerate(ISAS) if library.mbqc_supports(index)]
 
 
 @lru_cache(maxsize=1)
-def _library(folder: Path) -> ctypes.CDLL:
+def open_library(folder: Path) -> ctypes.CDLL:
+    """The kernel library in `folder`, checked to be of this version.
+
+    Raises:
+        BackendError: there is none, or it cannot be used.
+    """
     path = next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").exists()), None)
     if path is None:
         raise BackendError(

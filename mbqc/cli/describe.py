@@ -130,7 +130,7 @@ def show_layers(rows: Sequence[LayerRow]) -> None:
     measured = any(row.sqnr for row in rows)
     if measured:
         columns += [
-            Column(f"{bits} bit", [format_db(row.sqnr.get(str(bits))) for row in rows], SQNR_RANKS[bits])
+            Column(f"{bits}b", [format_db(row.sqnr.get(str(bits))) for row in rows], SQNR_RANKS[bits])
             for bits in SHOWN_WIDTHS
         ]
     sensitive = any(row.sensitivity is not None for row in rows)
@@ -139,7 +139,7 @@ def show_layers(rows: Sequence[LayerRow]) -> None:
     print_table(columns)
     print("  pin: the width a layer keeps unless it is named.")
     if measured:
-        print("  n bit: SQNR of the layer's output in dB against the float model, all layers at n bits.")
+        print("  8b to 1b: SQNR of the layer's output in dB, all layers at that width.")
     if sensitive:
         print("  sensitivity: Hessian trace per parameter, and its standard error.")
     print()

@@ -57,17 +57,21 @@ def print_table(columns: Iterable[Column]) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     shown = list(columns)
-    while True:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-        for column in shown:
-            table.add_column(column.title, justify="left" if column.left else "right", no_wrap=True)
-        for row in zip(*(column.cells for column in shown), strict=True):
-            table.add_row(*row)
+    while sum(_width(column) + 2 for column in shown) - 2 > console.width:
         last = max(column.rank for column in shown)
-        if last == 0 or console.measure(table).minimum <= console.width:
+        if last == 0:
             break
-        shown.remove(next(c for c in reversed(shown) if c.rank == last))
+        shown.remove(next(column for column in reversed(shown) if column.rank == last))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in shown:
+        table.add_column(column.title, justify="left" if column.left else "right", no_wrap=True)
+    for row in zip(*(column.cells for column in shown), strict=True):
+        table.add_row(*row)
     console.print(table)
+
+
+def _width(column: Column) -> int:
+    return max(len(text) for text in (column.title, *column.cells))
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

@@ -107,7 +107,7 @@ def _parse_budget(text: str) -> float:
 def _within(compiled: Compiled, mean: float) -> Bits:
     from mbqc.budget import widths_of_mean
 
-    return {**widths_of_mean(compiled.program, mean)}
+    return widths_of_mean(compiled.program, mean)
 
 
 def _read_array(path: Path) -> npt.NDArray[np.generic]:

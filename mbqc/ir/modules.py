@@ -81,8 +81,8 @@ class WeightQuantizer(nn.Module):
 class MomentCorrection(nn.Module):
     """Gives each channel of a quantized weight the mean, or mean and spread, of the float one (EMQNet).
 
-    `(std(W) / std(Wq)) * (Wq - mean(Wq)) + mean(W)`, population moments per output channel, statistics detached. It acts
-    at 8 bits too: without it MobileNetV2's logits lose 5 dB there, because a depthwise channel has only 9 weights.
+    `(std(W) / std(Wq)) * (Wq - mean(Wq)) + mean(W)`, population moments per output channel, statistics detached. It
+    acts at 8 bits too: without it MobileNetV2's logits lose 5 dB there, as a depthwise channel has only 9 weights.
 
     Args:
         layer: whose width applies.

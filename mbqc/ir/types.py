@@ -10,7 +10,7 @@ from torch import fx
 from mbqc.errors import VerifyError
 
 Dims = tuple[int, ...]
-"""A shape in which a negative dimension -k stands for k times the batch size: (-1, 3, 224, 224) is N x 3 x 224 x 224."""
+"""A shape in which a dimension -k stands for k times the batch size: (-1, 3, 224, 224) is N x 3 x 224 x 224."""
 
 
 @dataclass(frozen=True)

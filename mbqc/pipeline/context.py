@@ -65,7 +65,8 @@ class Context:
 
     Attributes:
         example_inputs: one valid input of the model; dimension 0 is the batch.
-        calibration: batches of representative inputs, None where the user gave none: the example inputs then serve.
+        calibration: batches of representative inputs, read once and kept; None where the user gave none: the example
+            inputs then serve.
         labelled: batches with targets for passes that need a loss; None: calibration data without labels.
         loss: `loss(output, target) -> scalar`, None for the loss against the model's own prediction.
         seed: of everything random.
@@ -81,6 +82,10 @@ class Context:
     report: Report = field(default_factory=Report)
     progress: Progress = silent
 
+    def __post_init__(self) -> None:
+        if self.calibration is not None:  # several passes read it, an iterator could be read once only
+            object.__setattr__(self, "calibration", tuple(self.calibration))
+
     def calibration_batches(self) -> list[Batch]:
         """Checked calibration batches.
 
@@ -95,18 +100,21 @@ class Context:
             raise DataError("calibration data is empty", hint="calibration_data() must give at least one batch")
         return batches
 
-    def labelled_batches(self) -> list[LabelledBatch]:
-        """Checked batches with targets; without labelled data, the calibration batches with None.
+    def labelled_batches(self) -> Iterator[LabelledBatch]:
+        """Checked batches with targets, read when asked for; without labelled data, calibration batches with None.
 
         Raises:
             DataError: as `calibration_batches`.
         """
         if self.labelled is None:
-            return [(batch, None) for batch in self.calibration_batches()]
-        batches = list(self._checked(self.labelled, "training data"))
-        if not batches:
+            yield from ((batch, None) for batch in self.calibration_batches())
+            return
+        empty = True
+        for batch in self._checked(self.labelled, "training data"):
+            empty = False
+            yield batch
+        if empty:
             raise DataError("training data is empty", hint="train_data() must give at least one batch")
-        return batches
 
     def _checked(self, data: Iterable[object], what: str) -> Iterator[LabelledBatch]:
         for index, item in enumerate(data):

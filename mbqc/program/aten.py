@@ -25,9 +25,11 @@ from mbqc.program.operations import (
 )
 
 ELEMENTWISE = frozenset(
-    """hardswish.default silu.default gelu.default sigmoid.default hardsigmoid.default tanh.default
-    leaky_relu.default elu.default softplus.default mish.default relu.default clamp.default exp.default sqrt.default abs.default neg.default
-    add.Tensor sub.Tensor mul.Tensor div.Tensor pow.Tensor_Scalar""".split()  # noqa: SIM905 - a list of words reads best
+    """
+    hardswish.default silu.default gelu.default sigmoid.default hardsigmoid.default tanh.default leaky_relu.default
+    elu.default softplus.default mish.default relu.default hardtanh.default clamp.default exp.default sqrt.default
+    abs.default neg.default add.Tensor sub.Tensor mul.Tensor div.Tensor pow.Tensor_Scalar
+    """.split()  # noqa: SIM905 - words read best as a paragraph
 )
 """Functions of one tensor and numbers that a `Lookup` may tabulate."""
 

@@ -6,7 +6,6 @@ from torch import fx, nn
 
 from mbqc.ir.modules import QuantConv1d, QuantConv2d
 from mbqc.ir.types import Dims, type_of
-from mbqc.ir.vocabulary import is_aten
 
 Pair = tuple[int, int]
 Sides = tuple[int, int, int, int]
@@ -65,18 +64,12 @@ def clamp_bounds(module: nn.Module) -> tuple[float | None, float | None]:
 
 
 def permutation(node: fx.Node) -> tuple[int, ...]:
-    """The order of dimensions that an aten permute or transpose gives."""
-    source = node.args[0]
+    """The order of dimensions that an aten permute gives."""
+    source, order = node.args[:2]
     assert isinstance(source, fx.Node)
+    assert isinstance(order, list | tuple)
     rank = len(type_of(source).dims)
-    if is_aten(node, "permute.default"):
-        order = node.args[1]
-        assert isinstance(order, list | tuple)
-        return tuple(int(d) % rank for d in order)  # type: ignore[arg-type]
-    first, second = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
-    swapped = list(range(rank))
-    swapped[first], swapped[second] = second, first
-    return tuple(swapped)
+    return tuple(int(d) % rank for d in order)  # type: ignore[arg-type]
 
 
 def _pair(value: int | str | tuple[int, ...], missing: int, rank: int = 2) -> Pair:

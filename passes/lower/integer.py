@@ -31,9 +31,6 @@ from mbqc.program.operations import AnyOperation, AtenCall, AveragePool, Conv, E
 
 Form = Callable[[Walk, fx.Node, Any], State | None]
 
-RESHAPES = ("reshape.default", "view.default", "flatten.using_ints", "unsqueeze.default", "squeeze.dim")
-PERMUTES = ("permute.default", "transpose.int")
-
 
 def integer_form(walk: Walk, node: fx.Node) -> State | None:
     """The node's state in integer arithmetic, emitting operations where they are due."""
@@ -41,9 +38,9 @@ def integer_form(walk: Walk, node: fx.Node) -> State | None:
     if module is not None:
         form = next((form for classes, form in _MODULE_FORMS if isinstance(module, classes)), None)
         return form(walk, node, module) if form is not None else None
-    if is_aten(node, *RESHAPES):
-        return _reshape(walk, node, None)
-    if is_aten(node, *PERMUTES):
+    if is_aten(node, "reshape.default"):
+        return walk.builder.reshape(node.name, walk.stored(argument_node(node)), type_of(node).dims)
+    if is_aten(node, "permute.default"):
         return walk.builder.permute(node.name, walk.stored(argument_node(node)), permutation(node))
     if is_aten(node, "add.Tensor"):
         return _add(walk, node)
@@ -178,10 +175,6 @@ def _pad(walk: Walk, node: fx.Node, module: nn.Module) -> State | None:
     return replace(codes, dims=type_of(node).dims, padding=pad_of(module))
 
 
-def _reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> State:
-    return walk.builder.reshape(node.name, walk.stored(argument_node(node)), type_of(node).dims)
-
-
 def _add(walk: Walk, node: fx.Node) -> State | None:
     """A residual: one operand's codes join the other's accumulator."""
     left, right = node.args[:2]
@@ -229,5 +222,4 @@ _MODULE_FORMS: tuple[tuple[tuple[type[nn.Module], ...], Form], ...] = (
     (AVERAGE_POOLS, _average),
     (MAX_POOLS, _max_pool),
     (PADS, _pad),
-    ((nn.Flatten,), _reshape),
 )

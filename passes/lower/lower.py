@@ -10,7 +10,7 @@ from torch import fx
 from mbqc.errors import PassError
 from mbqc.ir.annotations import Sensitivity, find_annotation
 from mbqc.ir.modules import WeightQuantizer
-from mbqc.ir.quantized import layer_nodes, quantized_layers
+from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of
 from mbqc.ir.types import type_of
 from mbqc.ir.vocabulary import module_of
 from mbqc.numerics import Ladder
@@ -90,17 +90,16 @@ def _ladder(graph: fx.GraphModule) -> Ladder:
 
 
 def _layer_infos(graph: fx.GraphModule) -> dict[str, LayerInfo]:
-    traces = {str(node.target): find_annotation(node, Sensitivity) for node in layer_nodes(graph)}
-    return {
-        layer: LayerInfo(pinned, trace.per_parameter if trace else None, _relative_error(trace))
-        for (layer, pinned), trace in zip(quantized_layers(graph).items(), traces.values(), strict=True)
-    }
+    nodes = {str(node.target): node for node in layer_nodes(graph)}
+    return {layer: _layer_info(nodes[layer], pinned) for layer, pinned in quantized_layers(graph).items()}
 
 
-def _relative_error(trace: Sensitivity | None) -> float | None:
+def _layer_info(node: fx.Node, pinned: int | None) -> LayerInfo:
+    trace = find_annotation(node, Sensitivity)
     if trace is None:
-        return None
-    return trace.stderr / trace.trace * trace.per_parameter if trace.trace else 0.0
+        return LayerInfo(pinned)
+    _, _, weight = weight_quantizer_of(node)
+    return LayerInfo(pinned, trace.per_parameter, trace.stderr / weight.numel())
 
 
 def _results(graph: fx.GraphModule) -> list[fx.Node]:

@@ -40,15 +40,7 @@ class Role(Enum):
     FLOAT = auto()
 
 
-MOVES = (
-    "reshape.default",
-    "view.default",
-    "flatten.using_ints",
-    "permute.default",
-    "transpose.int",
-    "unsqueeze.default",
-    "squeeze.dim",
-)
+MOVES = ("reshape.default", "permute.default")
 
 
 def roles(graph: fx.GraphModule, skip: tuple[str, ...]) -> tuple[dict[fx.Node, Role], dict[fx.Node, str]]:
@@ -88,7 +80,7 @@ def _role(node: fx.Node, skip: tuple[str, ...]) -> tuple[Role, str | None]:
         return (Role.FLOAT if module.ceil_mode or module.return_indices else Role.MOVE), None
     if is_module(node, PADS):
         return (Role.MOVE if _is_padding_of_convolutions(node) else Role.FLOAT), None
-    if is_module(node, (nn.Flatten,)) or is_aten(node, *MOVES):
+    if is_aten(node, *MOVES):
         return Role.MOVE, None
     if is_aten(node, "add.Tensor"):
         return (Role.ADD if _is_plain_addition(node) else Role.FLOAT), None

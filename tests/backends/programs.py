@@ -84,6 +84,10 @@ class Builder:
         self.values[name] = Value(dtype, shape, grid)
         return name
 
+    def float_value(self, shape: Shape) -> str:
+        """A float32 value whose operation the caller appends."""
+        return self._value("f32", shape, None)
+
     def add(self, make: Any, shape: Shape, grid: str | None) -> str:
         """Appends the operation `make(output name)`; without a grid its output is float32."""
         output = self._value("f32" if grid is None else "u8", shape, grid)
@@ -351,7 +355,7 @@ class Drawing:
                 shape = (shape[0], flat) if len(shape) > 1 else shape
             else:
                 call = AtenCall(name, arguments)
-            output = build._value("f32", shape, None)
+            output = build.float_value(shape)
             build.operations.append(Aten(call, (output,)))
             value = output
         return build.quantize(value, build.new_grid())

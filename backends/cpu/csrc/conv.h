@@ -100,14 +100,6 @@ struct Walk {
           panel_bytes(rows * runs * quads * PANEL_GROUP) {}
 };
 
-#define INLINE __attribute__((always_inline))
-
-// Calls `body` with each number of the sequence as a constant.
-template <class Body, int... INDICES>
-INLINE inline void unrolled(std::integer_sequence<int, INDICES...>, Body body) {
-    (body(std::integral_constant<int, INDICES>{}), ...);
-}
-
 // Accumulators [PIXELS][BLOCKS * BLOCK] of neighbouring output pixels. All indices of `acc` are constants: in loops,
 // g++ keeps it in memory.
 template <int PIXELS, int BLOCKS>

@@ -16,8 +16,6 @@ struct DepthwiseRow {
     int64_t bands;     // groups of four kernel rows
     uint8_t* columns;  // [bands][padded width][BLOCK][QUAD]
 
-    const uint8_t* column(int64_t band, int64_t x) const { return columns + (band * width + x) * PANEL_GROUP; }
-
     void interleave_columns(int64_t channel) const {
         const int64_t left = c.padding[2];
         for (int64_t band = 0; band < bands; ++band) {
@@ -42,28 +40,38 @@ struct DepthwiseRow {
         }
     }
 
-    // Sums, and with `WINDOWS` sums of codes, of output pixels [first, first + pixels); weights [bands][kernel width][BLOCK][QUAD].
-    template <bool WINDOWS>
-    void multiply(const int8_t* panel, const int8_t* ones, int64_t first, int64_t pixels, int32_t* sums, int32_t* windows) const {
-        for (int64_t x = first; x < first + pixels; ++x) {
-            Int acc[BLOCK_VECTORS], window[BLOCK_VECTORS];
-            for (int v = 0; v < BLOCK_VECTORS; ++v) acc[v] = window[v] = zero();
-            for (int64_t band = 0; band < bands; ++band) {
-                for (int64_t tap = 0; tap < c.kernel[1]; ++tap) {
-                    const uint8_t* from = column(band, x * c.stride[1] + tap * c.dilation[1]);
-                    const int8_t* w = panel + (band * c.kernel[1] + tap) * PANEL_GROUP;
-                    for (int v = 0; v < BLOCK_VECTORS; ++v) {
-                        const Bytes codes = load_bytes(from + v * LANES * QUAD);
-                        acc[v] = dot(acc[v], codes, weights(w + v * LANES * QUAD));
-                        if constexpr (WINDOWS) window[v] = dot(window[v], codes, weights(ones + band * PANEL_GROUP));
-                    }
-                }
-            }
-            for (int v = 0; v < BLOCK_VECTORS; ++v, sums += LANES, windows += LANES) {
-                store(sums, acc[v]);
-                if constexpr (WINDOWS) store(windows, window[v]);
+    // Sums, and with `WINDOWS` sums of codes, of output pixels from `x` on; weights [bands][kernel width][BLOCK][QUAD].
+    template <bool WINDOWS, int PIXELS>
+    void multiply(const int8_t* panel, int64_t x, int32_t* sums, int32_t* windows) const {
+        constexpr auto each = std::make_integer_sequence<int, PIXELS * BLOCK_VECTORS>{};
+        const int64_t step = c.stride[1] * PANEL_GROUP;
+        Int acc[PIXELS * BLOCK_VECTORS], window[PIXELS * BLOCK_VECTORS];
+        unrolled(each, [&](auto i) INLINE { acc[i] = window[i] = zero(); });
+        for (int64_t band = 0; band < bands; ++band) {
+            for (int64_t tap = 0; tap < c.kernel[1]; ++tap, panel += PANEL_GROUP) {
+                const uint8_t* from = columns + (band * width + x * c.stride[1] + tap * c.dilation[1]) * PANEL_GROUP;
+                const int8_t* ones = c.ones + band * PANEL_GROUP;
+                unrolled(each, [&](auto i) INLINE {
+                    const int64_t lane = i % BLOCK_VECTORS * LANES * QUAD;
+                    const Bytes codes = load_bytes(from + i / BLOCK_VECTORS * step + lane);
+                    acc[i] = dot(acc[i], codes, weights(panel + lane));
+                    if constexpr (WINDOWS) window[i] = dot(window[i], codes, weights(ones + lane));
+                });
             }
         }
+        unrolled(each, [&](auto i) INLINE {
+            store(sums + i * LANES, acc[i]);
+            if constexpr (WINDOWS) store(windows + i * LANES, window[i]);
+        });
+    }
+
+    // `count` output pixels from `first` on.
+    template <bool WINDOWS>
+    void multiply_all(const int8_t* panel, int64_t first, int64_t count, int32_t* sums, int32_t* windows) const {
+        constexpr int TILE = 4;
+        int64_t i = 0;
+        for (; i + TILE <= count; i += TILE) multiply<WINDOWS, TILE>(panel, first + i, sums + i * BLOCK, windows + i * BLOCK);
+        for (; i < count; ++i) multiply<WINDOWS, 1>(panel, first + i, sums + i * BLOCK, windows + i * BLOCK);
     }
 };
 
@@ -89,9 +97,9 @@ inline void depthwise(const Depthwise& c, const Call& call) {
             for (int64_t first = 0; first < c.out_width; first += PIXELS) {
                 const int64_t pixels = least(PIXELS, c.out_width - first);
                 if (windowed) {
-                    row.multiply<true>(panel, c.ones, first, pixels, sums, windows);
+                    row.multiply_all<true>(panel, first, pixels, sums, windows);
                 } else {
-                    row.multiply<false>(panel, c.ones, first, pixels, sums, windows);
+                    row.multiply_all<false>(panel, first, pixels, sums, windows);
                 }
                 const int64_t element = (i * c.out_width + first) * c.channels + channel;
                 target({sums, pixels, least(BLOCK, c.channels - channel), BLOCK, channel, element, c.channels, windows, BLOCK});

@@ -1,4 +1,4 @@
-// Weights of the current width, derived from the stored 8-bit codes during the call.
+// What both convolutions share. Above all: weights of the current width, derived from stored codes during the call.
 #pragma once
 
 #include "epilogue.h"
@@ -7,6 +7,14 @@ namespace mbqc::MBQC_ISA {
 
 constexpr int BLOCK_VECTORS = BLOCK / LANES;
 constexpr int64_t PANEL_GROUP = BLOCK * QUAD;  // bytes of one quad of inputs for a block of outputs
+
+#define INLINE __attribute__((always_inline))
+
+// Calls `body` with each number of the sequence as a constant.
+template <class Body, int... INDICES>
+INLINE inline void unrolled(std::integer_sequence<int, INDICES...>, Body body) {
+    (body(std::integral_constant<int, INDICES>{}), ...);
+}
 
 // `bytes` codes, whole vectors, from `stored` on: the second rounding of mbqc/numerics.py (`narrow`).
 inline const int8_t* narrowed(const StoredWeights& weights, const int8_t* stored, int64_t bytes, const Call& call) {

@@ -1,0 +1,161 @@
+"""The cpu backend as an object: one call, many threads and widths, clear errors."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from programs import Builder
+from torch import Tensor
+
+from mbqc.backends import cpu, reference
+from mbqc.backends.cpu import abi, native
+from mbqc.errors import BackendError
+from mbqc.numerics import ALL_BITS
+from mbqc.program.operations import Aten, AtenCall, AveragePool, Concat, Epilogue, Program, Reference, Reshape
+from mbqc.widths import Widths
+
+
+def residual_network(*, with_float: bool = False) -> Program:
+    """Blocks with residuals, a depthwise layer, a concatenation of an early and a late value, and a classifier."""
+    build = Builder(seed=7)
+
+    def grid() -> str:
+        return build.new_grid()
+
+    image = build.quantize(build.new_input((-1, 3, 12, 12)), grid(), channels_last=True)
+    early = value = build.conv(image, 16, (3, 3), padding=(1, 1, 1, 1), grid=grid(), epilogue=Epilogue(low=0.0))
+    for corrected in ("none", "mean", "both"):
+        inner = build.conv(value, 24, grid=grid(), corrected=corrected, epilogue=Epilogue(low=0.0, high=1.0))
+        inner = build.conv(inner, 24, (3, 3), padding=(1, 1, 1, 1), groups=24, grid=grid(), corrected=corrected)
+        value = build.conv(inner, 16, grid=grid(), epilogue=Epilogue(residual=value))
+    both = build.add(lambda out: Concat((early, value), out, 3), (-1, 12, 12, 32), grid())
+    if with_float:
+        real = build.affine(both, grid=None)
+        build.operations.append(Aten(AtenCall("gelu.default", (Reference(real),)), (gelu := build.float_value((-1, 12, 12, 32)),)))
+        both = build.quantize(gelu, grid())
+    mean = build.add(lambda out: AveragePool(both, out, (12, 12), (1, 1), (0, 0, 0, 0), Epilogue()), (-1, 1, 1, 32), grid())
+    flat = build.add(lambda out: Reshape(mean, out), (-1, 32), build.values[mean].grid)
+    return build.finish((build.linear(flat, 10, grid=None), build.affine(both, grid=None)))
+
+
+def uniform(program: Program, bits: int) -> Widths:
+    return Widths(tuple((layer, bits) for layer in program.listing.layers))
+
+
+def images(batch: int, seed: int = 0) -> Tensor:
+    return torch.randn(batch, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_without_float_operations_a_run_is_one_native_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    run = native.Kernels.run
+    monkeypatch.setattr(native.Kernels, "run", lambda self, *args: (calls.append(1), run(self, *args)))
+    for with_float, expected in ((False, 1), (True, 2)):
+        program = residual_network(with_float=with_float)
+        calls.clear()
+        executable = cpu.load(program)
+        executable.run([images(2)], uniform(program, 4))
+        assert len(calls) == expected
+        assert executable.kernels().count("torch") == int(with_float)
+
+
+@pytest.mark.parametrize("with_float", [False, True])
+def test_switching_widths_back_and_forth_is_exact(with_float: bool) -> None:
+    program = residual_network(with_float=with_float)
+    executable, definition = cpu.load(program), reference.load(program)
+    expected = {bits: definition.run([images(2)], uniform(program, bits)) for bits in ALL_BITS}
+    for bits in (8, 2, 8, 1, 4, 3, 8, 5, 6, 7, 8):
+        assert equal(executable.run([images(2)], uniform(program, bits)), expected[bits])
+
+
+def test_batches_of_any_size_share_one_executable() -> None:
+    program = residual_network()
+    executable, definition = cpu.load(program), reference.load(program)
+    for batch in (3, 0, 9, 1):
+        expected = definition.run([images(batch)], uniform(program, 3))
+        assert equal(executable.run([images(batch)], uniform(program, 3)), expected)
+
+
+def test_results_outlive_later_runs() -> None:
+    program = residual_network()
+    executable = cpu.load(program)
+    first = executable.run([images(2)], uniform(program, 8))
+    kept = [t.clone() for t in first]
+    traced = executable.trace([images(2)], uniform(program, 8))
+    executable.run([images(2, seed=1)], uniform(program, 8))
+    assert equal(first, kept)
+    assert equal([traced[name] for name in program.listing.outputs], kept)
+
+
+def test_threads_at_different_widths_do_not_disturb_each_other() -> None:
+    program = residual_network(with_float=True)
+    executable, definition = cpu.load(program), reference.load(program)
+    jobs = [(bits, batch) for bits in ALL_BITS for batch in (1, 4)]
+    expected = {job: definition.run([images(job[1])], uniform(program, job[0])) for job in jobs}
+
+    def run(job: tuple[int, int]) -> bool:
+        bits, batch = job
+        return equal(executable.run([images(batch)], uniform(program, bits)), expected[job])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, jobs * 20))
+
+
+def test_stored_weights_are_never_modified() -> None:
+    program = residual_network()
+    executable = cpu.load(program)
+    before = {name: tensor.clone() for name, tensor in program.tensors.items()}
+    eight = executable.run([images(1)], uniform(program, 8))
+    for bits in ALL_BITS:
+        executable.run([images(1)], uniform(program, bits))
+    assert all(torch.equal(program.tensors[name], tensor) for name, tensor in before.items())
+    assert equal(executable.run([images(1)], uniform(program, 8)), eight)
+
+
+def test_missing_library(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"not built: no C\+\+ compiler(.|\n)*--backend reference"):
+        native.open_library(tmp_path)
+
+
+def test_library_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = next(Path(native.__file__).parent.glob("_native*"))
+    shutil.copy(built, tmp_path)
+    monkeypatch.setattr(abi, "VERSION", abi.VERSION + 1)
+    with pytest.raises(BackendError, match="another version"):
+        native.open_library(tmp_path)
+
+
+def test_file_that_is_no_library(tmp_path: Path) -> None:
+    (tmp_path / next(Path(native.__file__).parent.glob("_native*")).name).write_bytes(b"not a library")
+    with pytest.raises(BackendError, match="cannot be loaded"):
+        native.open_library(tmp_path)
+
+
+def test_instruction_set_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = residual_network()
+    for isa in native.supported_isas():
+        monkeypatch.setenv(native.ISA_VARIABLE, isa)
+        assert set(cpu.load(program).kernels()) == {isa}
+    monkeypatch.delenv(native.ISA_VARIABLE)
+    assert set(cpu.load(program).kernels()) == {native.supported_isas()[-1]}
+
+
+def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ISA_VARIABLE, "sse9")
+    with pytest.raises(BackendError, match=r"MBQC_CPU_ISA=sse9(.|\n)*portable"):
+        native.kernels()
+
+
+def test_unsupported_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ISA_VARIABLE, "avx512")
+    monkeypatch.setattr(native, "supported_isas", lambda: ["portable", "avx2"])
+    with pytest.raises(BackendError, match=r"does not support it(.|\n)*avx2"):
+        native.kernels()
