@@ -17,7 +17,7 @@ from mbqc.ir.compare import layer_sqnr
 from mbqc.lookup import find_pass
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context, Pass, Pipeline, Report
-from mbqc.pipeline.instruments import Dump, Instrument, Timing, Verify
+from mbqc.pipeline.instruments import Compare, Dump, Instrument, Timing, Verify
 from mbqc.program.operations import Program
 from mbqc.properties import ALL
 from mbqc.runtime import Compiled, find_backend, make
@@ -108,7 +108,7 @@ def compile_model(model: nn.Module, pipeline: Pipeline, context: Context, dump: 
     if not isinstance(model, nn.Module):
         raise UsageError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
     graph = trace(model, context.example_inputs)
-    instruments: list[Instrument] = [Timing(context.report), Verify(ALL)]
+    instruments: list[Instrument] = [Timing(context.report), Verify(ALL), Compare(context)]
     if dump is not None:
         instruments.append(Dump(dump))
     *before, lower = pipeline.passes

@@ -75,9 +75,17 @@ def write(path: Path, program: Program, manifest: Manifest) -> None:
     # safetensors refuses tensors that share memory
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in program.tensors.items()}
     try:
-        write_atomically(path, save(tensors, metadata))
+        write_atomically(path, _canonical(save(tensors, metadata)))
     except OSError as error:
         raise ArtifactError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+
+
+def _canonical(content: bytes) -> bytes:
+    """The same safetensors file with its header in order: safetensors shuffles the metadata."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def read(path: Path) -> tuple[Program, Manifest]:
@@ -98,7 +106,9 @@ def read(path: Path) -> tuple[Program, Manifest]:
     try:
         verify_program(program)
     except VerifyError as error:
-        raise ArtifactError(f"{error.message}", where=f"{path}, {error.where}" if error.where else str(path)) from error
+        raise ArtifactError(error.message, where=f"{path}, {error.where}" if error.where else str(path)) from error
+    except RecursionError as error:
+        raise ArtifactError("arguments are nested too deeply", where=str(path)) from error
     return program, manifest
 
 

@@ -8,17 +8,19 @@ Layers with a pinned width keep it and do not count.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor
 
 from mbqc import numerics
 from mbqc.errors import WidthsError
 from mbqc.numerics import ALL_BITS
 from mbqc.program.bind import weight_line
 from mbqc.program.operations import Conv, LayerInfo, Linear, Program, Weight
-from mbqc.widths import Bits
 
 OBJECTIVE_RANGE = 1e6
 """The objective is scaled to this: the solver's absolute tolerance of 1e-6 then lies far below real differences."""
@@ -26,23 +28,36 @@ OBJECTIVE_RANGE = 1e6
 SMALLEST_SHARE = 1e-6
 
 
-def widths_of_mean(program: Program, mean: float) -> Bits:
+def widths_of_mean(program: Program, mean: float) -> dict[str, int]:
     """The width of every layer of `program`, of the least expected loss among those with at most `mean` bits a weight.
 
     Raises:
         WidthsError: no choice is that small, or every layer has a pinned width.
     """
-    weights = _layer_weights(program)
-    free = [name for name, info in program.listing.layers.items() if info.pinned is None]
+    weights, sizes = _layer_weights(program), _free_sizes(program)
+    free = list(sizes)
     if not free:
         raise WidthsError("every layer keeps a pinned width: there is nothing to choose", where="budget")
     if not mean >= ALL_BITS[0]:
         raise WidthsError(f"a mean of {mean} bits cannot be reached, the smallest is {ALL_BITS[0]}", where="budget")
     errors = np.array([_squared_errors(program, weights[name]) for name in free])
     costs = _sensitivities([program.listing.layers[name] for name in free])[:, None] * errors
-    sizes = np.array([program.tensors[weights[name].codes].numel() for name in free], dtype=np.float64)
-    chosen = dict(zip(free, _solve(costs, sizes / sizes.sum(), mean), strict=True))
+    shares = np.array(list(sizes.values())) / sum(sizes.values())
+    chosen = dict(zip(free, _solve(costs, shares, mean), strict=True))
     return {name: chosen.get(name, info.pinned or 0) for name, info in program.listing.layers.items()}
+
+
+def mean_bits(program: Program, widths: Mapping[str, int]) -> float:
+    """Mean width over all weights of layers without a pinned width; 0 where there are none."""
+    sizes = _free_sizes(program)
+    return sum(widths[name] * size for name, size in sizes.items()) / max(sum(sizes.values()), 1)
+
+
+def _free_sizes(program: Program) -> dict[str, int]:
+    """Weights of each layer without a pinned width."""
+    weights = _layer_weights(program)
+    free = (name for name, info in program.listing.layers.items() if info.pinned is None)
+    return {name: program.tensors[weights[name].codes].numel() for name in free}
 
 
 def _layer_weights(program: Program) -> dict[str, Weight]:
@@ -63,16 +78,15 @@ def _sensitivities(layers: list[LayerInfo]) -> npt.NDArray[np.float64]:
 
 
 def _squared_errors(program: Program, weight: Weight) -> list[float]:
-    """`||W - Q_b(W)||^2` of a layer's weights for widths 1 to 8, with the stored 8-bit weights as W."""
-    stored = program.tensors[weight.codes].flatten(1).to(torch.int16)
-    ladder = program.listing.ladder
-    exact = stored * program.tensors[weight.scale].to(torch.float64)[:, None]
-    errors = []
-    for bits in ALL_BITS:
+    """`||W - Q_b(W)||^2` of a layer's weights for widths 1 to 8, with the weights at 8 bits as W."""
+    stored, ladder = program.tensors[weight.codes].flatten(1).to(torch.int16), program.listing.ladder
+
+    def values(bits: int) -> Tensor:
         line = weight_line(weight, program.tensors, bits, ladder)
-        values = line.slope[:, None] * numerics.narrow(stored, bits, ladder) + line.offset[:, None]
-        errors.append(float((values - exact).square().sum()))
-    return errors
+        return line.slope[:, None] * numerics.narrow(stored, bits, ladder) + line.offset[:, None]
+
+    exact = values(numerics.STORED_BITS)
+    return [float((values(bits) - exact).square().sum()) for bits in ALL_BITS]
 
 
 def _solve(costs: npt.NDArray[np.float64], shares: npt.NDArray[np.float64], mean: float) -> list[int]:

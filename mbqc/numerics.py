@@ -55,7 +55,8 @@ def narrow(codes: Tensor, bits: int, ladder: Ladder) -> Tensor:
         return codes
     if ladder == "shift" or bits == 1:
         return _floor_shift(codes, drop)
-    rounded = _floor_shift(codes + (1 << (drop - 1)), drop)
+    # floor plus the next bit: `codes + 2^(D-1)` would overflow int8
+    rounded = _floor_shift(codes, drop) + _floor_shift(codes, drop - 1) % 2
     return torch.clamp(rounded, *weight_range(bits))
 
 

@@ -9,7 +9,7 @@ from mbqc.ir.annotations import Sensitivity, Switching, find_annotation
 from mbqc.ir.modules import ActivationQuantizer, MomentCorrection, WeightQuantizer, WidthBatchNorm
 from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of, widths_node
 from mbqc.ir.verify import check_canonical, check_well_formed
-from mbqc.ir.vocabulary import is_module, module_of
+from mbqc.ir.vocabulary import MAX_POOLS, PADS, is_aten, is_module, module_of
 from mbqc.pipeline.passes import Property
 
 
@@ -22,6 +22,8 @@ def _check_quantized(graph: fx.GraphModule) -> None:
         raise VerifyError("no layer is quantized")
     for node in layer_nodes(graph):
         weight_quantizer_of(node)
+        if not _reads_codes(node):
+            raise VerifyError("the layer does not read its input through a quantizer", where=f"node {node.name}")
         if node.args[-1] is widths:
             raise VerifyError("a layer takes no widths", where=f"node {node.name}")
     for node in graph.graph.nodes:
@@ -38,11 +40,26 @@ def _check_quantized(graph: fx.GraphModule) -> None:
                 )
 
 
+def _reads_codes(layer: fx.Node) -> bool:
+    """Whether the layer's input comes from an activation quantizer, at most moved about on the way."""
+    source = layer.args[0]
+    while isinstance(source, fx.Node):
+        if not is_module(source, (*MAX_POOLS, *PADS)) and not is_aten(source, "reshape.default", "permute.default"):
+            return is_module(source, (ActivationQuantizer,))
+        source = source.args[0]
+    return False
+
+
 def _check_corrected(graph: fx.GraphModule) -> None:
-    """The weight of every layer passes a moment correction, or its BatchNorm holds statistics a width."""
-    corrected = any(is_module(node, (MomentCorrection, WidthBatchNorm)) for node in graph.graph.nodes)
-    if not corrected:
-        raise VerifyError("no weight is corrected and no BatchNorm holds statistics for each width")
+    """The weight of every layer passes a moment correction, or BatchNorms hold statistics for each width."""
+    if any(is_module(node, (WidthBatchNorm,)) for node in graph.graph.nodes):
+        return
+    for node in layer_nodes(graph):
+        if weight_quantizer_of(node)[1] is None:
+            raise VerifyError(
+                "the weight is not corrected, and no BatchNorm holds statistics for each width",
+                where=f"node {node.name}",
+            )
 
 
 def _check_sensitivity(graph: fx.GraphModule) -> None:

@@ -18,8 +18,7 @@ from mbqc.artifact import Manifest
 from mbqc.backend import Backend, Executable
 from mbqc.errors import BackendError, InputError, UsageError
 from mbqc.ir.types import at_batch, format_dims
-from mbqc.program.operations import Program
-from mbqc.program.verify import TORCH_DTYPES
+from mbqc.program.operations import TORCH_DTYPES, Program
 from mbqc.widths import FULL_BITS, Bits, Widths, resolve
 
 BACKENDS = ("cpu", "reference")
@@ -140,13 +139,17 @@ def find_backend(name: str) -> Backend:
 def _tensor(given: object, name: str) -> Tensor:
     if isinstance(given, np.ndarray):
         try:
-            given = torch.from_numpy(np.ascontiguousarray(given))
-        except TypeError:
+            given = torch.from_numpy(np.require(given, requirements=["C", "W"]))
+        except (TypeError, ValueError):
             raise InputError(f"has dtype {given.dtype}, which torch does not know", where=f"input {name}") from None
     if not isinstance(given, Tensor):
         raise InputError(f"is a {type(given).__name__}, expected a tensor or an array", where=f"input {name}")
     if given.device.type != "cpu":
         raise InputError(f"lies on {given.device}, expected the cpu", where=f"input {name}", hint="move it with .cpu()")
+    if given.layout != torch.strided:
+        raise InputError(
+            "is sparse, expected a dense tensor", where=f"input {name}", hint="convert it with .to_dense()"
+        )
     return given.detach().contiguous()
 
 

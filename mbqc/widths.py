@@ -13,7 +13,7 @@ from mbqc.errors import WidthsError
 FULL_BITS = 8
 """The width of every integer tensor that no quantized layer reads: residual sums, pooling inputs, table inputs."""
 
-Bits = int | Mapping[str | EllipsisType, int]
+Bits = int | Mapping[str, int] | Mapping[str | EllipsisType, int]
 """What a user may ask for: one width for all layers, or a map from layer to width; `...` stands for the rest."""
 
 
@@ -60,8 +60,8 @@ def resolve(bits: Bits, layers: Mapping[str, int | None]) -> Widths:
         WidthsError: a width outside 1..8, an unknown layer, or a layer without a width.
     """
     if isinstance(bits, Mapping):
-        named = {name: bits[name] for name in bits if name is not ...}
-        rest = bits.get(...)
+        named = {name: width for name, width in bits.items() if name is not ...}
+        rest = next((width for name, width in bits.items() if name is ...), None)
     else:
         named, rest = {}, bits
     for name, value in [*named.items(), *([] if rest is None else [("all layers", rest)])]:

@@ -28,7 +28,7 @@ from mbqc.program.operations import (
     Value,
 )
 from mbqc.runtime import Compiled, make
-from tests.backends.programs import Builder
+from tests.backends.program_builder import Builder
 
 LAYERS = ("layer0", "layer1", "layer2", "layer3")
 

@@ -7,10 +7,13 @@ from ctypes import c_float, c_int64, c_void_p
 
 VERSION = 1
 BLOCK = 16
-"""Outputs of one weight panel, and what the length of an epilogue's tables is a multiple of."""
+"""Outputs of one weight panel, and the longest vector of the kernels."""
 
 QUAD = 4
 """Inputs that one dot product instruction takes."""
+
+PANEL_BLOCKS = 2
+"""Blocks of outputs that a dense kernel takes at once, at most."""
 
 MAX_RANK = 8
 

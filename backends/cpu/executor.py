@@ -10,9 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mbqc.backends.cpu.geometry import pack_layers
 from mbqc.backends.cpu.memory import ArenaPool, Layout, layout
 from mbqc.backends.cpu.native import Kernels, kernels
-from mbqc.backends.cpu.plan import NativeRun, Plan, pack_layers, plan
+from mbqc.backends.cpu.plan import NativeRun, Part, plan
 from mbqc.program import aten
 from mbqc.program.bind import Binder
 from mbqc.program.operations import Aten, Listing, Program
@@ -59,7 +60,7 @@ class CpuExecutable:
         operations = self._program.listing.operations
         return tuple("torch" if isinstance(op, Aten) else self._kernels.isa for op in operations)
 
-    def _make_plan(self, widths: Widths, trace: bool) -> Plan:
+    def _make_plan(self, widths: Widths, trace: bool) -> tuple[Part, ...]:
         places = self._trace_layout if trace else self._layout
         return plan(self._program, self._layers, places, self._binder.bind(widths))
 
@@ -71,7 +72,7 @@ class CpuExecutable:
             values = _Values(listing, places, arena, batch)
             for name, tensor in zip(listing.inputs, inputs, strict=True):
                 values.define(name, tensor)
-            for part in self._plan(widths, trace).parts:
+            for part in self._plan(widths, trace):
                 if isinstance(part, NativeRun):
                     self._kernels.run(part.steps, batch, values.bases)
                 else:

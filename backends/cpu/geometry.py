@@ -1,4 +1,4 @@
-"""Shapes as the kernels take them. None depends on the batch size: an extent of -k stands for k times the batch."""
+"""Shapes and weights as the kernels take them. No shape depends on the batch: an extent of -k is k times the batch."""
 
 from __future__ import annotations
 
@@ -80,6 +80,35 @@ def conv_geometry(program: Program, operation: Conv | Linear) -> ConvGeometry:
     )
     pointwise = geometry.kernel == geometry.stride == (1, 1) and geometry.padded == source[1:3] and geometry.groups == 1
     return every_pixel if pointwise else geometry
+
+
+@dataclass(frozen=True)
+class LayerData:
+    """What every width of a convolution or linear layer shares.
+
+    Attributes:
+        weights: the stored codes, packed.
+        ones: for a depthwise kernel, which rows of its bands there are.
+    """
+
+    geometry: ConvGeometry
+    weights: Tensor
+    ones: Tensor | None
+
+
+def pack_layers(program: Program) -> dict[str, LayerData]:
+    """The data of each layer operation by the name of its output."""
+    layers: dict[str, LayerData] = {}
+    for operation in program.listing.operations:
+        if isinstance(operation, Conv | Linear):
+            geometry = conv_geometry(program, operation)
+            codes = program.tensors[operation.weight.codes]
+            if geometry.depthwise:
+                data = LayerData(geometry, depthwise_panels(codes), band_rows(geometry.kernel[0]))
+            else:
+                data = LayerData(geometry, panels(codes, geometry), None)
+            layers[operation.output] = data
+    return layers
 
 
 def panels(codes: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -10,19 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mbqc.backends.cpu.abi import BLOCK, QUAD, Place
+from mbqc.backends.cpu.abi import BLOCK, PANEL_BLOCKS, QUAD, Place
 from mbqc.backends.cpu.geometry import ConvGeometry, bands, extent
 from mbqc.ir.types import at_batch
 from mbqc.program.arena import ALIGNMENT, ITEM_BYTES, Arena, plan, sample_bytes
-from mbqc.program.operations import Aten, Listing, outputs_of
+from mbqc.program.operations import TORCH_DTYPES, Aten, Listing, outputs_of
 
 SLACK = 64
 """Bytes behind the arena: kernels read whole vectors, past the end of a value."""
-
-PANEL_BLOCKS = 2
-"""Blocks of outputs that a dense kernel takes at once."""
-
-DTYPES = {"u8": torch.uint8, "f32": torch.float32, "i64": torch.int64, "bool": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Layout:
         start = max(batch, 1) * place.sample
         count = torch.Size(shape).numel()
         memory = arena[start : start + count * ITEM_BYTES[value.dtype]]
-        return memory.view(DTYPES[value.dtype]).view(shape)
+        return memory.view(TORCH_DTYPES[value.dtype]).view(shape)
 
 
 def layout(listing: Listing, geometries: Iterable[ConvGeometry], *, reuse: bool) -> Layout:
@@ -96,22 +91,20 @@ def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, 
     def largest(sizes: Iterable[int]) -> int:
         return _aligned(max(sizes, default=0))
 
+    def pixels(g: ConvGeometry) -> int:
+        return abs(extent((g.images, *g.padded)))
+
     dense = [g for g in geometries if not g.depthwise]
     depthwise = [g for g in geometries if g.depthwise]
-    pixels = [abs(extent((g.images, *g.padded))) for g in dense]
-    pixel_sums = start + largest(p * g.channels for p, g in zip(pixels, dense, strict=True) if any(g.padding))
-    windows = pixel_sums + largest(4 * p * g.groups for p, g in zip(pixels, dense, strict=True))
+    pixel_sums = start + largest(pixels(g) * g.channels for g in dense if any(g.padding))
+    windows = pixel_sums + largest(4 * pixels(g) * g.groups for g in dense)
     sample = windows + largest(4 * abs(extent((g.images, g.out_height, g.out_width))) * g.groups for g in dense)
-    columns = largest(
-        [
-            *(4 * abs(g.padded[1]) * g.groups for g in dense if g.kernel != (1, 1) or g.stride != (1, 1)),
-            *(bands(g.kernel[0]) * g.padded[1] * BLOCK * QUAD for g in depthwise),
-        ]
-    )
+    dense_columns = (4 * g.padded[1] * g.groups for g in dense if g.kernel != (1, 1) or g.stride != (1, 1))
+    depthwise_columns = (bands(g.kernel[0]) * g.padded[1] * BLOCK * QUAD for g in depthwise)
+    columns = largest([*dense_columns, *depthwise_columns])
     panel = largest([*map(_dense_panels, dense), *map(_depthwise_panels, depthwise)])
-    scratch = Scratch(
-        Place(0, start, 0), Place(0, pixel_sums, 0), Place(0, windows, 0), Place(0, sample, 0), Place(0, sample, columns)
-    )
+    per_sample = (Place(0, offset, 0) for offset in (start, pixel_sums, windows))
+    scratch = Scratch(*per_sample, columns=Place(0, sample, 0), panel=Place(0, sample, columns))
     return scratch, sample, columns + panel
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -44,12 +43,11 @@ def kernels() -> Kernels:
     library = open_library(Path(__file__).parent)
     supported = supported_isas()
     wanted = os.environ.get(ISA_VARIABLE, supported[-1])
+    hint = f"use {' or '.join(supported)}"
     if wanted not in ISAS:
-        raise BackendError(f"{ISA_VARIABLE}={wanted} is no instruction set", hint=f"use {_alternatives(supported)}")
+        raise BackendError(f"{ISA_VARIABLE}={wanted} is no instruction set", hint=hint)
     if wanted not in supported:
-        raise BackendError(
-            f"{ISA_VARIABLE}={wanted}: this machine or build does not support it", hint=f"use {_alternatives(supported)}"
-        )
+        raise BackendError(f"{ISA_VARIABLE}={wanted}: this machine or build does not support it", hint=hint)
     return Kernels(wanted, library)
 
 
@@ -78,7 +76,8 @@ def open_library(folder: Path) -> ctypes.CDLL:
         found = (ctypes.c_int64 * len(expected))()
         library.mbqc_layout(found)
     except (OSError, AttributeError) as error:
-        raise BackendError(f"the cpu kernels cannot be loaded: {error}", where=str(path), hint="reinstall mbqc") from error
+        message = f"the cpu kernels cannot be loaded: {error}"
+        raise BackendError(message, where=str(path), hint="reinstall mbqc") from error
     if tuple(found) != expected:
         raise BackendError("the cpu kernels were built from another version", where=str(path), hint="reinstall mbqc")
     library.mbqc_supports.argtypes = [ctypes.c_int64]
@@ -92,7 +91,3 @@ def open_library(folder: Path) -> ctypes.CDLL:
     ]
     library.mbqc_run.restype = None
     return library
-
-
-def _alternatives(names: Sequence[str]) -> str:
-    return " or ".join(names)

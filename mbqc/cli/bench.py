@@ -68,7 +68,7 @@ class Benchmark(Answer):
         print(f"  {self.backend} backend ({kinds}), batch {self.batch}, {threads}, {self.repeats} calls a width.")
         slow = [row.bits for row in self.rows if row.bits in set("234567") and row.speed < NOTICEABLE]
         if slow and self.rows[0].bits == "8":
-            print("  2 to 7 bits compute as 8 bits do here; what they save is memory.")
+            print("  2 to 7 bits compute as int8 here: they can save memory traffic, not arithmetic.")
 
 
 def bench(
@@ -121,7 +121,7 @@ def _random_inputs(compiled: Compiled, batch: int) -> list[Tensor]:
     import torch
 
     from mbqc.ir.types import at_batch
-    from mbqc.program.verify import TORCH_DTYPES
+    from mbqc.program.operations import TORCH_DTYPES
 
     values = [compiled.program.listing.values[name] for name in compiled.program.listing.inputs]
     return [

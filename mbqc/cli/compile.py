@@ -97,7 +97,7 @@ def compile_(
         notes=describe_notes(made.manifest),
         sizes=describe_sizes(made.program, made.manifest, path.stat().st_size),
         kernels=dict(Counter(kernels)),
-        seconds=tuple((name, round(seconds, 3)) for name, seconds in made.manifest.seconds),
+        seconds=tuple((name, round(seconds, 3)) for name, seconds in made.report.seconds),
     )
 
 

@@ -101,7 +101,7 @@ def describe_layers(program: Program, manifest: Manifest, kernels: Sequence[str]
                 pinned=info.pinned,
                 kernel=kernels[index] if kernels else "",
                 weight_bytes=program.tensors[operation.weight.codes].nbytes,
-                sqnr=manifest.sqnr.get(layer, {}),
+                sqnr=dict(manifest.sqnr.get(layer, {})),
                 sensitivity=info.sensitivity,
                 sensitivity_error=info.sensitivity_error,
             )

@@ -57,15 +57,18 @@ class PassList(Answer):
         """Prints a paragraph a pass, or everything about one."""
         for row in self.passes:
             print(f"{row.name}\n{_indented(row.text)}\n" if self.whole else f"{row.name}: {row.summary}")
+            if self.whole and row.options:
+                print("  Types and defaults:")
             for option in row.options:
                 default = "required" if option.default is None else f"= {option.default}"
-                print(f"    {option.name}: {option.type}  {default}")
-            if self.whole:
-                for title, names in (("requires", row.requires), ("sets", row.sets), ("clears", row.clears)):
-                    if names:
-                        print(f"  {title} {', '.join(names)}")
+                print(f"      {option.name}: {option.type}  {default}")
         if not self.whole:
             print("\nA pipeline: quant{bits=8:4:2},bncorrect,hasb   More on one pass: mbqc passes NAME")
+            return
+        for row in self.passes:
+            for title, names in (("Requires", row.requires), ("Sets", row.sets), ("Clears", row.clears)):
+                if names:
+                    print(f"  {title}: {', '.join(names)}")
 
 
 def passes(

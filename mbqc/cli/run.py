@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mbqc.cli.options import ArtifactArgument, BackendOption, JsonOption, parse_bits
-from mbqc.cli.output import Answer, Column, print_table, require_writable, write_output
+from mbqc.cli.output import Answer, require_writable, write_output
 from mbqc.errors import InputError, UsageError, WidthsError
 
 if TYPE_CHECKING:
@@ -32,22 +34,25 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Ran(Answer):
-    """A run: the width of every layer, and what was written."""
+    """A run: the width of every layer, and what was written.
+
+    Attributes:
+        mean_bits: mean width over all weights of layers that are not pinned.
+    """
 
     widths: dict[str, int]
+    mean_bits: float
     outputs: tuple[OutputFile, ...]
 
     def show(self) -> None:
-        """Prints the widths, by layer where they differ, and the outputs."""
-        if len(set(self.widths.values())) == 1:
-            print(f"all {len(self.widths)} layers at {next(iter(self.widths.values()))} bits")
-        else:
-            print_table(
-                [
-                    Column("layer", list(self.widths), left=True),
-                    Column("bits", [str(bits) for bits in self.widths.values()]),
-                ]
-            )
+        """Prints the layers at each width, and the outputs."""
+        for bits in sorted(set(self.widths.values()), reverse=True):
+            layers = [layer for layer, width in self.widths.items() if width == bits]
+            others = f"all {len(layers)} others" if len(layers) < len(self.widths) else f"all {len(layers)} layers"
+            text = others if 2 * len(layers) > len(self.widths) else ", ".join(layers)
+            line = f"{bits} bit{'s' if bits > 1 else ''}: {text}"
+            print(textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  "))
+        print(f"mean: {self.mean_bits:.2f} bits a weight, pinned layers not counted")
         for output in self.outputs:
             print(f"{output.path}: {output.dtype} {'x'.join(map(str, output.shape))}")
 
@@ -72,6 +77,7 @@ def run(
 
     At one width, at widths by layer, or at those of least expected loss within a budget of bits.
     """
+    from mbqc.budget import mean_bits
     from mbqc.runtime import load
 
     if bits is not None and budget is not None:
@@ -91,7 +97,7 @@ def run(
     for path, array in zip(output, arrays, strict=True):
         write_output(path, _npy(array))
     files = (OutputFile(str(path), str(a.dtype), a.shape) for path, a in zip(output, arrays, strict=True))
-    return Ran(widths, tuple(files))
+    return Ran(widths, mean_bits(compiled.program, widths), tuple(files))
 
 
 def _parse_budget(text: str) -> float:

@@ -1,4 +1,4 @@
-"""What happens around passes: verifying, timing, dumping. Passes themselves do none of it."""
+"""What happens around passes: verifying, timing, dumping, comparing with float. Passes themselves do none of it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from mbqc.errors import VerifyError
+from mbqc.ir.compare import sqnr
 from mbqc.ir.text import print_graph
 from mbqc.program.operations import Program
 from mbqc.program.text import print_program
 from mbqc.program.verify import verify_program
+from mbqc.widths import FLOAT
 
 if TYPE_CHECKING:
-    from mbqc.pipeline.context import Report
+    from mbqc.pipeline.context import Context, Report
     from mbqc.pipeline.passes import Pass, Property
+
+FLOAT_ROUNDING = 90.0
+"""Decibels; what reordering float32 operations costs stays above."""
 
 
 class Instrument:
@@ -49,6 +55,41 @@ class Verify(Instrument):
                 f"{error.message}\n{_around(text, error.where)}",
                 where=f"after pass {item.name}, {error.where or 'graph'}",
             ) from error
+
+
+class Compare(Instrument):
+    """Tells which passes change the float model, by running it before and after each on the example inputs.
+
+    A quantized graph contains its float model (`widths.FLOAT`), so passes over it are compared too.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._before: Tensor | None = None
+
+    def before(self, index: int, item: Pass, graph: fx.GraphModule) -> None:
+        """Runs the float model once before the first pass; later passes start from the result before."""
+        if self._before is None:
+            self._before = self._output(graph)
+
+    def after(self, index: int, item: Pass, result: fx.GraphModule | Program) -> None:
+        """Adds a note where the output moved by more than float rounding."""
+        if isinstance(result, Program):
+            return
+        assert self._before is not None, "before() ran first"
+        output = self._output(result)
+        decibels = sqnr(self._before, output)
+        if decibels < FLOAT_ROUNDING:
+            message = f"changes the float model: its output is {decibels:.1f} dB from what it was"
+            self._context.report.add(item.name, "info", "", message)
+        self._before = output
+
+    def _output(self, graph: fx.GraphModule) -> Tensor:
+        """All outputs as one vector."""
+        widths = [FLOAT] if any(node.target == "widths" for node in graph.graph.find_nodes(op="placeholder")) else []
+        with torch.no_grad():
+            result = graph(*self._context.example_inputs, *widths)
+        return torch.cat([part.flatten().double() for part in (result if isinstance(result, tuple) else (result,))])
 
 
 class Timing(Instrument):

@@ -29,7 +29,7 @@ def plan(listing: Listing, values: frozenset[str]) -> Arena:
     first, last = lifetimes(listing)
     placed: list[tuple[int, int, int, int]] = []
     offsets: dict[str, int] = {}
-    for name in sorted(values, key=lambda v: -sample_bytes(listing, v)):
+    for name in sorted(values, key=lambda v: (-sample_bytes(listing, v), first[v], v)):
         size = -(-sample_bytes(listing, name) // ALIGNMENT) * ALIGNMENT
         taken = sorted((o, s) for o, s, start, end in placed if start <= last[name] and first[name] <= end)
         offset = 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from mbqc.errors import VerifyError
+from mbqc.errors import BackendError, VerifyError
 from mbqc.program.operations import (
     Argument,
     AtenCall,
@@ -41,8 +41,8 @@ ALLOWED = ELEMENTWISE | frozenset(
     avg_pool2d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default constant_pad_nd.default pad.default
     flatten.using_ints reshape.default view.default permute.default transpose.int unsqueeze.default squeeze.dim
     squeeze.dims expand.default expand_as.default select.int slice.Tensor split.Tensor split_with_sizes.default
-    chunk.default unbind.int narrow.int repeat.default roll.default flip.default mean.dim mean.default sum.dim_IntList
-    amax.default amin.default maximum.default minimum.default where.self eq.Scalar ne.Scalar lt.Scalar gt.Scalar
+    chunk.default unbind.int narrow.default repeat.default roll.default flip.default mean.dim mean.default
+    sum.dim_IntList amax.default amin.default maximum.default minimum.default where.self eq.Scalar ne.Scalar lt.Scalar gt.Scalar
     le.Scalar ge.Scalar rsqrt.default reciprocal.default cos.default sin.default erf.default log.default clamp.Tensor
     clamp_min.default clamp_max.default pow.Tensor_Tensor rsub.Scalar add.Scalar mul.Scalar sub.Scalar div.Scalar
     relu6.default hardtanh.default pixel_shuffle.default upsample_nearest2d.vec upsample_bilinear2d.vec
@@ -68,7 +68,11 @@ def overload(name: str) -> OpOverload:
 def call(
     function: AtenCall, values: Mapping[str, Tensor], tensors: Mapping[str, Tensor], batch: int
 ) -> tuple[Tensor, ...]:
-    """Runs an aten call on named values; a result that is a list of tensors comes back as a tuple."""
+    """Runs an aten call on named values; a result that is a list of tensors comes back as a tuple.
+
+    Raises:
+        BackendError: the function fails on these values, for instance on an index outside its table.
+    """
 
     def resolve(argument: Argument) -> Any:
         match argument:
@@ -87,7 +91,11 @@ def call(
 
     arguments = [resolve(argument) for argument in function.args]
     keywords = {key: resolve(argument) for key, argument in function.kwargs.items()}
-    result = overload(function.name)(*arguments, **keywords)
+    try:
+        result = overload(function.name)(*arguments, **keywords)
+    except Exception as error:  # torch raises errors of any type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BackendError(f"aten.{function.name} failed: {reason}") from error
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import torch
 from torch import Tensor
 
 from mbqc.ir.types import Dims
 from mbqc.numerics import Ladder
 
 DType = Literal["u8", "f32", "i64", "bool"]
+TORCH_DTYPES = {"u8": torch.uint8, "f32": torch.float32, "i64": torch.int64, "bool": torch.bool}
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,21 +10,16 @@ from torch import Tensor
 from mbqc.errors import VerifyError
 from mbqc.ir.types import Dims, at_batch, format_dims
 from mbqc.numerics import ALL_BITS, activation_range
-from mbqc.program import aten
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
-    Argument,
     Aten,
-    AtenCall,
     AveragePool,
     Concat,
-    Constant,
     Conv,
     Epilogue,
     EpilogueOperation,
     Linear,
-    ListArgument,
     Listing,
     Lookup,
     MaxPool,
@@ -38,6 +32,7 @@ from mbqc.program.operations import (
     inputs_of,
     outputs_of,
 )
+from mbqc.program.verify_aten import check_aten, check_elementwise
 
 LARGEST_CODE = 255
 LARGEST_ROUNDING = 64
@@ -46,8 +41,6 @@ LARGEST_ROUNDING = 64
 LARGEST_ZERO_POINT = 1 << 15
 LARGEST_SAMPLE = 1 << 31
 """Elements of one value for a batch of one."""
-
-TORCH_DTYPES = {"u8": torch.uint8, "f32": torch.float32, "i64": torch.int64, "bool": torch.bool}
 
 
 def verify_program(program: Program) -> None:
@@ -123,13 +116,14 @@ class _Rules:
     """The rule of each operation."""
 
     def __init__(self, program: Program) -> None:
-        self.listing, self.tensors = program.listing, program.tensors
+        self.program, self.listing, self.tensors = program, program.listing, program.tensors
 
     def check(self, operation: AnyOperation) -> None:
         if isinstance(operation, Aten):
-            self._aten(operation)
+            check_aten(operation, self.program)
             return
         sources = [self.listing.values[name] for name in inputs_of(operation)]
+        _require(bool(sources), "it has no input")
         output = self.listing.values[operation.output]
         expected = self._shape(operation, sources, output)
         _require(
@@ -163,7 +157,7 @@ class _Rules:
         _require(output.dtype in ("u8", "f32"), "the output must be codes or float32")
         if isinstance(operation, Lookup):
             for function in operation.functions:
-                self._elementwise(function)
+                check_elementwise(function)
             return shape
         if isinstance(operation, Affine):
             return shape
@@ -184,7 +178,8 @@ class _Rules:
     def _linear(self, operation: Linear, shape: Dims) -> Dims:
         out, codes = self._weight(operation.weight, rank=2)
         _require(
-            shape[-1:] == (codes.shape[1],), f"the weight takes {codes.shape[1]} inputs, the value has {shape[-1]}"
+            shape[-1:] == (codes.shape[1],),
+            f"a weight [out, {codes.shape[1]}] on {format_dims(shape)}",
         )
         return (*shape[:-1], out)
 
@@ -238,7 +233,7 @@ class _Rules:
                 _require(tuple(self._tensor(name, torch.float32).shape) == (out,), f"{name} must have {out} entries")
         _require(weight.mean is not None or weight.std is None, "a spread is corrected only together with the mean")
         _require(bool((self.tensors[weight.scale] > 0).all()), f"{weight.scale} must be positive")
-        sums = codes.flatten(1).abs().sum(1, dtype=torch.int64) + LARGEST_ROUNDING * codes[0].numel()
+        sums = codes.flatten(1).to(torch.int16).abs().sum(1, dtype=torch.int64) + LARGEST_ROUNDING * codes[0].numel()
         largest = int(sums.max()) * LARGEST_CODE
         _require(largest < 1 << 31, f"an accumulator could reach {largest}, more than 32 bits hold")
         return out, codes
@@ -253,7 +248,7 @@ class _Rules:
         return tensor
 
     def _epilogue(self, epilogue: Epilogue, output: Value) -> None:
-        channels = output.shape[-1]
+        channels = output.shape[-1] if output.shape else 1
         for name in (epilogue.gain, epilogue.shift):
             if name is not None:
                 shape = tuple(self._tensor(name, torch.float32).shape)
@@ -262,60 +257,3 @@ class _Rules:
             _require(self.listing.values[epilogue.residual].shape == output.shape, "the residual's shape differs")
         bounds = [b for b in (epilogue.low, epilogue.high) if b is not None]
         _require(all(math.isfinite(b) for b in bounds) and bounds == sorted(bounds), "the clamp's bounds are wrong")
-
-    def _elementwise(self, function: AtenCall) -> None:
-        plain = (bool, int, float, str)
-        arguments = [*function.args, *function.kwargs.values()]
-        _require(
-            all(a is None or isinstance(a, plain) for a in arguments), "a table's function takes plain numbers only"
-        )
-        try:
-            result = aten.elementwise(function, torch.zeros(1, dtype=torch.float64))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise VerifyError(f"aten.{function.name} refuses its arguments: {_first_line(error)}") from None
-        _require(isinstance(result, Tensor) and result.shape == (1,), f"aten.{function.name} is not element-wise here")
-
-    def _aten(self, operation: Aten) -> None:
-        """Runs the function on shapes alone, for two batch sizes, and compares with what is declared."""
-        for name in _constants([*operation.call.args, *operation.call.kwargs.values()]):
-            _require(name in self.tensors, f"tensor {name!r} is missing")
-        aten.overload(operation.call.name)
-        for batch in (2, 3):
-            values = {name: self._meta(self.listing.values[name], batch) for name in inputs_of(operation)}
-            try:
-                results = aten.call(operation.call, values, _MetaTensors(self.tensors), batch)
-            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise VerifyError(f"aten.{operation.call.name} refuses its arguments: {_first_line(error)}") from None
-            declared = [self.listing.values[name] for name in operation.outputs]
-            found = [(tuple(r.shape), r.dtype) for r in results]
-            expected = [(at_batch(v.shape, batch), TORCH_DTYPES[v.dtype]) for v in declared]
-            _require(found == expected, f"aten.{operation.call.name} gives {found}, declared is {expected}")
-
-    def _meta(self, value: Value, batch: int) -> Tensor:
-        _require(value.dtype != "u8", "a float operation reads codes")
-        return torch.empty(at_batch(value.shape, batch), dtype=TORCH_DTYPES[value.dtype], device="meta")
-
-
-class _MetaTensors(dict[str, Tensor]):
-    """Tensors of a Program as shapes without data."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._tensors = tensors
-
-    def __missing__(self, name: str) -> Tensor:
-        return self._tensors[name].to("meta")
-
-
-def _constants(arguments: list[Argument]) -> list[str]:
-    found = []
-    for argument in arguments:
-        if isinstance(argument, Constant):
-            found.append(argument.name)
-        elif isinstance(argument, ListArgument):
-            found += _constants(list(argument.items))
-    return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -184,10 +185,12 @@ class Builder:
         return result
 
     def _lookup(self, name: str, table: Table, grid: str | None) -> Stored:
+        """A table changes no shape; padding to come stays to come."""
         source = table.source
-        result = self._stored(name, source.dims, source.channels_last, "f32" if grid is None else "u8", grid)
-        self.operations.append(Lookup(source.name, result.name, table.functions))
-        return Stored(result.name, source.dims, source.channels_last, grid is not None, source.padding)
+        dtype: DType = "f32" if grid is None else "u8"
+        value = self.define(name, dtype, self.values[source.name].shape, grid)
+        self.operations.append(Lookup(source.name, value, table.functions))
+        return replace(source, name=value, codes=grid is not None)
 
     def _stored(
         self, name: str, dims: Dims, channels_last: bool, dtype: Literal["u8", "f32"], grid: str | None

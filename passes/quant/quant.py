@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from mbqc.errors import PassError, PipelineError
+from mbqc.ir.annotations import Skipped, annotate
 from mbqc.ir.graph import first_layers, last_layers
 from mbqc.ir.vocabulary import module_of
 from mbqc.numerics import ALL_BITS, Ladder
@@ -117,6 +118,7 @@ class Quant(Pass):
     ) -> None:
         for node, reason in reasons.items():
             context.report.add(self.name, "skip", str(node.target), reason)
+            annotate(node, Skipped(reason))
         if context.calibration is None:
             context.report.add(
                 self.name, "warning", "", "no calibration data: the example inputs alone set every activation range"

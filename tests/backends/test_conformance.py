@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from program_builder import Builder
 from programs import KINDS, Case, chain, single
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from mbqc.backend import Executable
 from mbqc.backends import cpu, reference
 from mbqc.backends.cpu.native import ISA_VARIABLE, supported_isas
 from mbqc.program.operations import Program
+from mbqc.widths import Widths
 
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -58,3 +60,13 @@ def test_single_operation(kind: str) -> None:
 @given(chain())
 def test_chain_of_operations(case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("bits", [8, 5, 1])
+def test_accumulators_beyond_the_float_mantissa(bits: int) -> None:
+    """Sums above 2^24: the conversion to float32 rounds."""
+    build = Builder(seed=3)
+    codes = build.quantize(build.new_input((-1, 20_000)), build.new_grid())
+    program = build.finish((build.linear(codes, 40, grid=None, corrected="both"),))
+    inputs = [torch.randn(5, 20_000, generator=torch.Generator().manual_seed(0)).abs() * 10]
+    check(Case(program, inputs, Widths((("layer0", bits),))))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import Builder
+from program_builder import Builder
 from torch import Tensor
 
 from mbqc.backends import cpu, reference
 from mbqc.backends.cpu import abi, native
 from mbqc.errors import BackendError
 from mbqc.numerics import ALL_BITS
-from mbqc.program.operations import Aten, AtenCall, AveragePool, Concat, Epilogue, Program, Reference, Reshape
+from mbqc.program.operations import AtenCall, AveragePool, Concat, Epilogue, Program, Reference, Reshape
 from mbqc.widths import Widths
 
 
@@ -35,9 +35,11 @@ def residual_network(*, with_float: bool = False) -> Program:
     both = build.add(lambda out: Concat((early, value), out, 3), (-1, 12, 12, 32), grid())
     if with_float:
         real = build.affine(both, grid=None)
-        build.operations.append(Aten(AtenCall("gelu.default", (Reference(real),)), (gelu := build.float_value((-1, 12, 12, 32)),)))
+        gelu = build.aten(AtenCall("gelu.default", (Reference(real),)), build.shape(real))
         both = build.quantize(gelu, grid())
-    mean = build.add(lambda out: AveragePool(both, out, (12, 12), (1, 1), (0, 0, 0, 0), Epilogue()), (-1, 1, 1, 32), grid())
+    mean = build.add(
+        lambda out: AveragePool(both, out, (12, 12), (1, 1), (0, 0, 0, 0), Epilogue()), (-1, 1, 1, 32), grid()
+    )
     flat = build.add(lambda out: Reshape(mean, out), (-1, 32), build.values[mean].grid)
     return build.finish((build.linear(flat, 10, grid=None), build.affine(both, grid=None)))
 

@@ -11,11 +11,14 @@
 #define MBQC_X86 0
 #endif
 
+#define INLINE __attribute__((always_inline))
+
 namespace mbqc {
 
 constexpr int64_t VERSION = 1;
-constexpr int64_t BLOCK = 16;  // outputs of one weight panel
-constexpr int64_t QUAD = 4;    // inputs that one dot product instruction takes
+constexpr int64_t BLOCK = 16;        // outputs of one weight panel
+constexpr int64_t QUAD = 4;          // inputs that one dot product instruction takes
+constexpr int64_t PANEL_BLOCKS = 2;  // blocks of outputs that a dense kernel takes at once, at most
 constexpr int64_t MAX_RANK = 8;
 
 using Extent = int64_t;
@@ -27,7 +30,8 @@ struct Place {
     int64_t fixed;
 };
 
-// See mbqc/program/operations.py. Tables have whole vectors of entries: one per channel, or equal ones (table_step 0).
+// See mbqc/program/operations.py. Tables have an entry per channel, or BLOCK equal ones (table_step 0); BLOCK - 1 more
+// may be read.
 struct Epilogue {
     const float* multiplier;
     const float* addend;
@@ -81,7 +85,7 @@ struct Conv {
     Place windows;     // with a window multiplier: int32 [images, output height, output width, groups]
     Place columns;     // with a window multiplier: int32 [padded width, groups]
     Epilogue epilogue;
-    StoredWeights weights;  // [groups][blocks][runs][quads][BLOCK][QUAD]; panel: two blocks
+    StoredWeights weights;  // [groups][blocks][runs][quads][BLOCK][QUAD]; panel: PANEL_BLOCKS blocks
     int64_t run_taps;       // kernel positions of a row whose inputs are contiguous and read as one run: one or all
     Extent images;
     int64_t height;
@@ -182,10 +186,10 @@ struct Call {
     uint8_t* const* bases;
 
     // always inline: a shared copy would be of one translation unit's instruction set
-    __attribute__((always_inline)) int64_t at(Extent extent) const { return extent >= 0 ? extent : -extent * batch; }
+    INLINE int64_t at(Extent extent) const { return extent >= 0 ? extent : -extent * batch; }
 
     template <class T = uint8_t>
-    __attribute__((always_inline)) T* at(const Place& place) const {
+    INLINE T* at(const Place& place) const {
         return reinterpret_cast<T*>(bases[place.base] + (batch > 0 ? batch : 1) * place.sample + place.fixed);
     }
 };

@@ -5,6 +5,8 @@
 
 namespace mbqc::MBQC_ISA {
 
+static_assert(MAX_BLOCKS <= PANEL_BLOCKS);
+
 // Extents of a convolution in this call.
 struct Shape {
     int64_t images, height, width;  // of the padded input
@@ -71,7 +73,9 @@ inline const int32_t* window_sums(const Conv& c, const Shape& s, const uint8_t* 
         int32_t* row = windows + i * out_size;
         std::memset(columns, 0, static_cast<size_t>(row_size) * sizeof(int32_t));
         std::memset(row, 0, static_cast<size_t>(out_size) * sizeof(int32_t));
-        for (int64_t k = 0; k < c.kernel[0]; ++k) add_strided(columns, first + k * c.dilation[0] * row_size, row_size, 1, 1);
+        for (int64_t k = 0; k < c.kernel[0]; ++k) {
+            add_strided(columns, first + k * c.dilation[0] * row_size, row_size, 1, 1);
+        }
         for (int64_t k = 0; k < c.kernel[1]; ++k) {
             const int32_t* shifted = columns + k * c.dilation[1] * c.groups;
             add_strided(row, shifted, s.out_width, c.groups, c.stride[1] * c.groups);
@@ -165,7 +169,8 @@ struct Dense {
     template <int BLOCKS>
     void run_tile(const int8_t* panel, int64_t n, int64_t y, int64_t column, int64_t pixels) const {
         alignas(64) int32_t sums[MAX_PIXELS * BLOCKS * BLOCK];
-        multiplier<BLOCKS>(pixels, std::make_index_sequence<MAX_PIXELS>{})(walk, x + s.pixel(c, n, y, column) * c.channels, panel, sums);
+        const Multiply multiply = multiplier<BLOCKS>(pixels, std::make_index_sequence<MAX_PIXELS>{});
+        multiply(walk, x + s.pixel(c, n, y, column) * c.channels, panel, sums);
         const int64_t output = (n * c.out_height + y) * s.out_width + column;
         target({sums, pixels, lanes, BLOCKS * BLOCK, channel, output * c.out_channels + channel, c.out_channels,
                 windows ? windows + output * c.groups : nullptr, c.groups});
@@ -185,7 +190,8 @@ inline void conv(const Conv& c, const Call& call) {
             const int64_t lanes = least(MAX_BLOCKS * BLOCK, outputs - o);
             const int64_t bytes = (lanes > BLOCK ? MAX_BLOCKS : 1) * walk.panel_bytes;
             const int8_t* panel = narrowed(c.weights, stored, bytes, call);
-            const Dense dense{c, s, walk, target, x + g * depth, windows ? windows + g : nullptr, g * outputs + o, lanes};
+            const int32_t* group_windows = windows ? windows + g : nullptr;
+            const Dense dense{c, s, walk, target, x + g * depth, group_windows, g * outputs + o, lanes};
             if (lanes > BLOCK) {
                 dense.run<MAX_BLOCKS>(panel);
             } else {

@@ -22,7 +22,7 @@ struct DepthwiseRow {
             const uint8_t* rows[QUAD];
             int64_t steps[QUAD];
             for (int64_t i = 0; i < QUAD; ++i) {
-                const int64_t tap = least(band * QUAD + i, c.kernel[0] - 1);  // past the last: any row, its weight is zero
+                const int64_t tap = least(band * QUAD + i, c.kernel[0] - 1);  // what fills up has zero weights
                 const int64_t row = y * c.stride[0] + tap * c.dilation[0] - c.padding[0];
                 const bool outside = row < 0 || row >= c.height;
                 rows[i] = outside ? border : image + row * c.width * c.channels + channel;
@@ -70,7 +70,9 @@ struct DepthwiseRow {
     void multiply_all(const int8_t* panel, int64_t first, int64_t count, int32_t* sums, int32_t* windows) const {
         constexpr int TILE = 4;
         int64_t i = 0;
-        for (; i + TILE <= count; i += TILE) multiply<WINDOWS, TILE>(panel, first + i, sums + i * BLOCK, windows + i * BLOCK);
+        for (; i + TILE <= count; i += TILE) {
+            multiply<WINDOWS, TILE>(panel, first + i, sums + i * BLOCK, windows + i * BLOCK);
+        }
         for (; i < count; ++i) multiply<WINDOWS, 1>(panel, first + i, sums + i * BLOCK, windows + i * BLOCK);
     }
 };
@@ -101,8 +103,9 @@ inline void depthwise(const Depthwise& c, const Call& call) {
                 } else {
                     row.multiply_all<false>(panel, first, pixels, sums, windows);
                 }
+                const int64_t lanes = least(BLOCK, c.channels - channel);
                 const int64_t element = (i * c.out_width + first) * c.channels + channel;
-                target({sums, pixels, least(BLOCK, c.channels - channel), BLOCK, channel, element, c.channels, windows, BLOCK});
+                target({sums, pixels, lanes, BLOCK, channel, element, c.channels, windows, BLOCK});
             }
         }
     }

@@ -5,25 +5,44 @@
 
 namespace mbqc::MBQC_ISA {
 
+// `count` floats to codes.
+inline void quantize_run(const Quantize& q, const float* x, int64_t count, uint8_t* codes) {
+    const Float scale = splat(q.scale), zero_point = splat(q.zero_point), low = splat(0.0f), high = splat(q.high);
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t lanes = least(LANES, count - i);
+        store_codes(codes + i, smaller(larger(load(x + i, lanes) * scale + zero_point, low), high), lanes);
+    }
+}
+
+// `count` positions, at most BLOCK, of up to QUAD channels, `inner` floats apart, to pixels of `pitch` bytes. With
+// `spills` a pixel's filler may go where the next pixel follows.
+inline void quantize_pixels(const Quantize& q, const float* x, int64_t inner, int64_t count, int64_t channels,
+                            int64_t pitch, bool spills, uint8_t* pixels) {
+    uint8_t codes[QUAD][BLOCK] = {}, quads[BLOCK * QUAD];
+    for (int64_t c = 0; c < channels; ++c) quantize_run(q, x + c * inner, count, codes[c]);
+    store_interleaved(codes[0], codes[1], codes[2], codes[3], quads);
+    if (channels == QUAD || spills) {
+        for (int64_t i = 0; i < count; ++i) std::memcpy(pixels + i * pitch, quads + i * QUAD, QUAD);
+    } else {
+        for (int64_t i = 0; i < count; ++i) {
+            for (int64_t c = 0; c < channels; ++c) pixels[i * pitch + c] = quads[i * QUAD + c];
+        }
+    }
+}
+
 inline void quantize(const Quantize& q, const Call& call) {
     const int64_t outer = call.at(q.outer), channels = call.at(q.channels), inner = call.at(q.inner);
     const float* x = call.at<const float>(q.input);
     uint8_t* y = call.at(q.output);
-    const Float scale = splat(q.scale), zero_point = splat(q.zero_point), low = splat(0.0f), high = splat(q.high);
-    for (int64_t o = 0; o < outer; ++o, y += inner * channels) {
-        for (int64_t c = 0; c < channels; ++c, x += inner) {
-            for (int64_t i = 0; i < inner; i += LANES) {
-                const int64_t count = least(LANES, inner - i);
-                const Float total = load(x + i, count) * scale + zero_point;
-                const Float code = smaller(larger(total, low), high);
-                if (channels == 1) {
-                    store_codes(y + i, code, count);
-                } else {
-                    uint8_t codes[LANES];
-                    store_codes(codes, code, LANES);
-                    for (int64_t j = 0; j < count; ++j) y[(i + j) * channels + c] = codes[j];
-                }
+    if (channels == 1) return quantize_run(q, x, outer * inner, y);
+    for (int64_t o = 0; o < outer; ++o, x += channels * inner) {
+        for (int64_t i = 0; i < inner; i += BLOCK) {
+            const int64_t count = least(BLOCK, inner - i);
+            const bool spills = channels < QUAD && (o + 1 < outer || i + count < inner);
+            for (int64_t c = 0; c < channels; c += QUAD) {
+                quantize_pixels(q, x + c * inner + i, inner, count, least(QUAD, channels - c), channels, spills, y + c);
             }
+            y += count * channels;
         }
     }
 }
@@ -43,7 +62,9 @@ inline void map(const Map& m, const Call& call) {
             const int64_t pixels = least(step, rows - row);
             for (int64_t p = 0; p < pixels; ++p) {
                 const uint8_t* codes = x + (row + p) * length + i;
-                for (int64_t j = 0; j < lanes; j += LANES) store(sums + p * pitch + j, load_codes(codes + j, least(LANES, lanes - j)));
+                for (int64_t j = 0; j < lanes; j += LANES) {
+                    store(sums + p * pitch + j, load_codes(codes + j, least(LANES, lanes - j)));
+                }
             }
             target({sums, pixels, lanes, pitch, i, start + row * stride + i, stride, nullptr, 0});
         }
@@ -69,13 +90,14 @@ inline void copy(const Copy& c, const Call& call) {
 }
 
 // Dimensions from `dim` on; the last one is a run of bytes.
-inline uint8_t* permute_from(int64_t dim, int64_t rank, const int64_t* sizes, const int64_t* strides, const uint8_t* x, uint8_t* y) {
+inline uint8_t* permute_from(int64_t dim, int64_t rank, const int64_t* sizes, const int64_t* strides, const uint8_t* x,
+                             uint8_t* y) {
     if (dim == rank - 1) {
-        if (sizes[dim] == 1) {
-            *y = *x;
-        } else {
-            std::memcpy(y, x, static_cast<size_t>(sizes[dim]));
-        }
+        std::memcpy(y, x, static_cast<size_t>(sizes[dim]));
+        return y + sizes[dim];
+    }
+    if (dim == rank - 2 && sizes[rank - 1] == 1) {  // single codes
+        for (int64_t i = 0; i < sizes[dim]; ++i) y[i] = x[i * strides[dim]];
         return y + sizes[dim];
     }
     for (int64_t i = 0; i < sizes[dim]; ++i) y = permute_from(dim + 1, rank, sizes, strides, x + i * strides[dim], y);

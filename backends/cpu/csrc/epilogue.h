@@ -34,7 +34,7 @@ struct Target {
 
 // `count` lanes, at most a vector, of all pixels. Every float operation rounds on its own (-ffp-contract=off).
 template <Windows WINDOWS, bool RESIDUAL, bool TO_FLOAT>
-inline __attribute__((always_inline)) void finish_lanes(const Target target, const Tile tile, int64_t lane, int64_t count) {
+INLINE inline void finish_lanes(const Target target, const Tile tile, int64_t lane, int64_t count) {
     const Epilogue& e = *target.epilogue;
     const Float low = splat(e.low), high = splat(e.high), residual_multiplier = splat(e.residual_multiplier);
     const int64_t entry = (tile.channel + lane) * e.table_step;
@@ -51,7 +51,9 @@ inline __attribute__((always_inline)) void finish_lanes(const Target target, con
             windows += tile.window_stride;
         }
         total = total + addend;
-        if constexpr (RESIDUAL) total = total + to_float(load_codes(target.residual + element, count)) * residual_multiplier;
+        if constexpr (RESIDUAL) {
+            total = total + to_float(load_codes(target.residual + element, count)) * residual_multiplier;
+        }
         if constexpr (TO_FLOAT) {  // not-a-number and negative zero pass
             store(static_cast<float*>(target.output) + element, smaller(high, larger(low, total)), count);
         } else {  // bounds are whole, so clamping first is the same and keeps the conversion in range
@@ -65,7 +67,9 @@ inline __attribute__((always_inline)) void finish_lanes(const Target target, con
 template <Windows WINDOWS, bool RESIDUAL, bool TO_FLOAT>
 void finish(const Target& target, const Tile& tile) {
     int64_t lane = 0;
-    for (; lane + LANES <= tile.lanes; lane += LANES) finish_lanes<WINDOWS, RESIDUAL, TO_FLOAT>(target, tile, lane, LANES);
+    for (; lane + LANES <= tile.lanes; lane += LANES) {
+        finish_lanes<WINDOWS, RESIDUAL, TO_FLOAT>(target, tile, lane, LANES);
+    }
     if (lane < tile.lanes) finish_lanes<WINDOWS, RESIDUAL, TO_FLOAT>(target, tile, lane, tile.lanes - lane);
 }
 

@@ -14,8 +14,15 @@ constexpr int MAX_BLOCKS = 1;
 
 using Int = int32_t __attribute__((vector_size(16)));
 using Float = float __attribute__((vector_size(16)));
-using Bytes = uint8_t __attribute__((vector_size(16)));
-using Weights = int8_t __attribute__((vector_size(16)));
+using Short = int16_t __attribute__((vector_size(16)));
+
+// Four bytes a lane as two pairs of 16-bit numbers: every other byte, and the rest.
+struct Pairs {
+    Short even;
+    Short odd;
+};
+using Bytes = Pairs;
+using Weights = Pairs;
 
 template <class Vector>
 inline Vector load_first(const void* p, int64_t bytes) {
@@ -46,15 +53,23 @@ inline void store_codes(uint8_t* p, Float v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(codes[i]);
 }
 
-inline Weights weights(const int8_t* p) { return load_first<Weights>(p, sizeof(Weights)); }
-inline Int dot(Int sum, Bytes x, Weights w) {
-    for (int i = 0; i < 4 * LANES; ++i) sum[i / 4] += x[i] * w[i];
-    return sum;
+inline Weights weights(const int8_t* p) {
+    const Short w = load_first<Short>(p, sizeof(Short));
+    return {(w << 8) >> 8, w >> 8};
+}
+inline Bytes load_bytes(const uint8_t* quads) {
+    const Short x = load_first<Short>(quads, sizeof(Short));
+    return {x & 255, (x >> 8) & 255};
 }
 inline Bytes broadcast(const uint8_t* p) {
-    Bytes x{};
-    for (int i = 0; i < 4 * LANES; ++i) x[i] = p[i % 4];
-    return x;
+    uint8_t quads[4 * LANES];
+    for (int i = 0; i < LANES; ++i) std::memcpy(quads + 4 * i, p, 4);
+    return load_bytes(quads);
+}
+// A product of an unsigned and a signed byte fits 16 bits; a sum of two does not.
+inline Int dot(Int sum, Bytes x, Weights w) {
+    const Int even = reinterpret_cast<Int>(x.even * w.even), odd = reinterpret_cast<Int>(x.odd * w.odd);
+    return sum + ((even << 16) >> 16) + (even >> 16) + ((odd << 16) >> 16) + (odd >> 16);
 }
 
 // 16 neighbouring bytes from each of four places: quad i gets byte i of each.
@@ -66,7 +81,6 @@ inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t*
         quads[3] = d[i];
     }
 }
-inline Bytes load_bytes(const uint8_t* quads) { return load_first<Bytes>(quads, sizeof(Bytes)); }
 
 inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     int32_t sum = 0;

@@ -22,9 +22,11 @@ mbqc::Runner runner(int64_t isa) {
 // Version and structure sizes, for the caller to compare with its own.
 MBQC_EXPORT void mbqc_layout(int64_t* layout) {
     using namespace mbqc;
-    const int64_t sizes[] = {VERSION,      sizeof(Place),     sizeof(Epilogue), sizeof(StoredWeights), sizeof(Quantize), sizeof(Map),
-                             sizeof(Conv), sizeof(Depthwise), sizeof(Pool),     sizeof(Lookup),        sizeof(Copy),     sizeof(Permute),
-                             sizeof(Step)};
+    const int64_t sizes[] = {
+        VERSION,      sizeof(Place),   sizeof(Epilogue),  sizeof(StoredWeights), sizeof(Quantize),
+        sizeof(Map),  sizeof(Conv),    sizeof(Depthwise), sizeof(Pool),          sizeof(Lookup),
+        sizeof(Copy), sizeof(Permute), sizeof(Step),
+    };
     for (const int64_t size : sizes) *layout++ = size;
 }
 

@@ -23,25 +23,6 @@ inline int64_t visit_window(const Pool& p, const uint8_t* image, int64_t y, int6
     return outside;
 }
 
-struct AddCodes {
-    int32_t* sums;
-    int64_t channel;
-    int64_t lanes;
-
-    void operator()(const uint8_t* codes) const {
-        for (int64_t c = 0; c < lanes; ++c) sums[c] += codes[channel + c];
-    }
-};
-
-struct TakeLargest {
-    uint8_t* best;
-    int64_t channels;
-
-    void operator()(const uint8_t* codes) const {
-        for (int64_t c = 0; c < channels; ++c) best[c] = best[c] < codes[c] ? codes[c] : best[c];
-    }
-};
-
 // Padding has the zero-point's code: it counts as zeros.
 inline void average_pool(const Pool& p, const Call& call) {
     constexpr int64_t CHUNK = 512;
@@ -55,7 +36,9 @@ inline void average_pool(const Pool& p, const Call& call) {
                 for (int64_t c = 0; c < p.channels; c += CHUNK) {
                     const int64_t lanes = least(CHUNK, p.channels - c);
                     std::memset(sums, 0, sizeof(sums));
-                    const int64_t outside = visit_window(p, image, y, x, AddCodes{sums, c, lanes});
+                    const int64_t outside = visit_window(p, image, y, x, [&](const uint8_t* codes) {
+                        for (int64_t i = 0; i < lanes; ++i) sums[i] += codes[c + i];
+                    });
                     for (int64_t i = 0; i < lanes; ++i) sums[i] += static_cast<int32_t>(outside * p.zero_point);
                     target({sums, 1, lanes, 0, c, element + c, 0, nullptr, 0});
                 }
@@ -64,14 +47,23 @@ inline void average_pool(const Pool& p, const Call& call) {
     }
 }
 
+// Padding never wins: zero is the smallest code.
 inline void max_pool(const Pool& p, const Call& call) {
+    using Codes = uint8_t __attribute__((vector_size(LANES * QUAD)));
     const uint8_t* image = call.at(p.input);
-    uint8_t* best = call.at(p.output);
+    uint8_t* output = call.at(p.output);
     for (int64_t n = call.at(p.images); n > 0; --n, image += p.height * p.width * p.channels) {
         for (int64_t y = 0; y < p.out_height; ++y) {
-            for (int64_t x = 0; x < p.out_width; ++x, best += p.channels) {
-                std::memset(best, 0, static_cast<size_t>(p.channels));
-                visit_window(p, image, y, x, TakeLargest{best, p.channels});
+            for (int64_t x = 0; x < p.out_width; ++x, output += p.channels) {
+                for (int64_t c = 0; c < p.channels; c += LANES * QUAD) {
+                    Codes best{};
+                    visit_window(p, image, y, x, [&](const uint8_t* pixel) {
+                        Codes codes;
+                        std::memcpy(&codes, pixel + c, sizeof(codes));
+                        best = best < codes ? codes : best;
+                    });
+                    std::memcpy(output + c, &best, static_cast<size_t>(least(LANES * QUAD, p.channels - c)));
+                }
             }
         }
     }

@@ -8,8 +8,6 @@ namespace mbqc::MBQC_ISA {
 constexpr int BLOCK_VECTORS = BLOCK / LANES;
 constexpr int64_t PANEL_GROUP = BLOCK * QUAD;  // bytes of one quad of inputs for a block of outputs
 
-#define INLINE __attribute__((always_inline))
-
 // Calls `body` with each number of the sequence as a constant.
 template <class Body, int... INDICES>
 INLINE inline void unrolled(std::integer_sequence<int, INDICES...>, Body body) {

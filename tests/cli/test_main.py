@@ -1,0 +1,121 @@
+"""What all commands share: help, wrong usage, exit codes, and errors as text and as JSON."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from mbqc.cli import main as entry
+from tests.cli.conftest import Cli, fits
+
+COMMANDS = ("compile", "run", "eval", "bench", "inspect", "passes")
+MBQC = (sys.executable, "-c", "from mbqc.cli import main; main()")
+"""The entry point in a process of its own."""
+
+HELP_SECONDS = 0.5
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_is_quick_and_fits(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    seconds = []
+    for _ in range(3):  # the best of three, on a machine that may be busy
+        start = time.perf_counter()
+        done = subprocess.run([*MBQC, *command, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        if seconds[-1] < HELP_SECONDS:
+            break
+    assert min(seconds) < HELP_SECONDS
+    assert done.stdout.startswith("Usage: mbqc")
+    assert fits(done.stdout)
+    assert done.stderr == ""
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys; from mbqc.cli.main import run_command; run_command(['run', '--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_version_and_bare_call(cli: Cli) -> None:
+    assert cli("--version").out == version("mbqc") + "\n"
+    bare = cli()
+    assert bare.code == 0
+    assert all(f"\n  {name} " in bare.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch"], "No such command 'nosuch'"),
+        (["run"], "Missing argument"),
+        (["inspect", "a", "b"], "unexpected extra argument"),
+        (["inspect", "a", "--bitz"], "No such option"),
+        (["bench", "a", "--repeat", "x"], "--repeat"),
+        (["bench", "a", "--batch", "0"], "--batch"),
+        (["run", "a", "--input", "x.npy"], "--output"),
+        (["bench", "a", "--bits", "4,2"], "separate widths by ':', as in 8:4:2"),
+        (["bench", "a", "--bits", "four"], "'four' is no width"),
+        (["bench", "a", "--bits", ""], "'' is no width"),
+    ],
+)
+def test_wrong_usage(cli: Cli, arguments: list[str], message: str) -> None:
+    cli(*arguments).refused(2, message)
+    as_json = cli(*arguments, "--json")
+    assert as_json.code == 2
+    assert as_json.json["error"]["exit_code"] == 2
+
+
+def test_error_as_json(cli: Cli, tmp_path: Path) -> None:
+    found = cli("inspect", "missing.mbqc", "--json")
+    found.refused(1, "error: missing.mbqc: there is no such file")
+    expected = {"type": "ArtifactError", "message": "there is no such file", "where": "missing.mbqc"}
+    assert found.json == {"error": {**expected, "hint": None, "exit_code": 1}}
+
+
+def test_hint_stands_on_its_own_line(cli: Cli, artifact: Path) -> None:
+    found = cli("bench", artifact, "--backend", "gpu")
+    assert found.err == "error: there is no backend 'gpu'\n  try: one of cpu, reference\n"
+
+
+def test_unexpected_error(cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr("mbqc.artifact.read", broken)
+    found = cli("inspect", artifact)
+    assert found.code == 1
+    assert "error: internal error, please report it: KeyError: 'x'" in found.err
+    assert "Traceback" in found.err
+
+
+def test_interrupt_is_quiet(cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mbqc.artifact.read", interrupted)
+    found = cli("inspect", artifact)
+    assert found.code == 130
+    assert found.out + found.err.strip() == ""
+
+
+def test_reader_that_leaves(artifact: Path) -> None:
+    """As in `mbqc inspect m.mbqc --program | head -0`."""
+    process = subprocess.Popen(
+        [*MBQC, "inspect", str(artifact), "--program"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
+def test_entry_point_exits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        entry(["inspect", "missing.mbqc"])
+    assert caught.value.code == 1

@@ -1,0 +1,240 @@
+"""The modules of the quantized graph: values, gradients, and the width that flows instead of being kept."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mbqc import numerics
+from mbqc.ir.modules import (
+    ActivationQuantizer,
+    MomentCorrection,
+    QuantConv1d,
+    QuantConv2d,
+    QuantLinear,
+    WeightQuantizer,
+    WidthBatchNorm,
+    quantized_layer,
+)
+from mbqc.numerics import ALL_BITS, Ladder
+from mbqc.widths import FLOAT, Widths
+
+every_width = pytest.mark.parametrize("bits", ALL_BITS)
+every_ladder = pytest.mark.parametrize("ladder", ["round", "shift"])
+
+
+def at(bits: int) -> Widths:
+    return Widths((("conv", bits),))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def weight_quantizer(scale: Tensor, ladder: Ladder = "round") -> WeightQuantizer:
+    quantizer = WeightQuantizer("conv", len(scale), ladder).to(scale.dtype)
+    quantizer.scale.data = scale.clone()
+    return quantizer
+
+
+def activation_quantizer(
+    grids: dict[int, tuple[float, int]], layers: tuple[str, ...] = ("conv",)
+) -> ActivationQuantizer:
+    quantizer = ActivationQuantizer(layers, tuple(grids))
+    quantizer.scale.data = torch.tensor([scale for scale, _ in grids.values()])
+    quantizer.zero_point.copy_(torch.tensor([float(zero) for _, zero in grids.values()]))
+    return quantizer
+
+
+def leaf(values: Tensor) -> Tensor:
+    return values.clone().requires_grad_()
+
+
+GRIDS = {8: (0.02, 100), 4: (0.3, 7), 2: (1.2, 1)}
+
+# Weights: u = W / s lies inside the range in most elements and on both sides of it in some
+
+
+def weights() -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [3, 2, 5], scales [3], and W / s."""
+    weight, scale = 2 * normal(3, 2, 5), torch.tensor([0.02, 0.025, 0.5], dtype=torch.float64)
+    u = weight / scale[:, None, None]
+    assert bool((u < -128).any())
+    assert bool((u > 127).any())
+    return weight, scale, u
+
+
+@every_ladder
+@every_width
+def test_weights_are_what_their_narrowed_codes_stand_for(bits: int, ladder: Ladder) -> None:
+    weight, scale, u = weights()
+    stored = torch.round(u).clamp(-128, 127)
+    expected = numerics.code_values(numerics.narrow(stored, bits, ladder), bits, ladder) * scale[:, None, None]
+    quantizer = weight_quantizer(scale, ladder)
+    # the module multiplies by 1 / s: the last bits of float64 differ
+    torch.testing.assert_close(quantizer(weight, at(bits)), expected, rtol=1e-12, atol=0)
+    assert quantizer.codes(weight).dtype == torch.int8
+    assert torch.equal(quantizer.codes(weight).double(), stored)
+
+
+@every_ladder
+@every_width
+def test_weight_gradients_are_those_of_lsq(bits: int, ladder: Ladder) -> None:
+    """dW passes inside the range, not outside; d/ds is value - u inside, the bound's value outside."""
+    weight, scale, u = weights()
+    quantizer, given, upstream = weight_quantizer(scale, ladder), leaf(weight), normal(3, 2, 5, seed=1)
+    quantizer(given, at(bits)).backward(upstream)
+    inside = (u >= -128) & (u <= 127)
+    value = numerics.code_values(numerics.narrow(torch.round(u).clamp(-128, 127), bits, ladder), bits, ladder)
+    expected = upstream * (value - torch.where(inside, u, 0.0))
+    # float64 throughout, with 1 / s rounded first in the module
+    torch.testing.assert_close(given.grad, upstream * inside, rtol=1e-12, atol=0)
+    torch.testing.assert_close(quantizer.scale.grad, expected.sum((1, 2)), rtol=1e-10, atol=1e-10)
+
+
+def test_the_scale_gradient_at_eight_bits_is_the_formula_of_the_paper() -> None:
+    """round(u) - u inside, -128 below, 127 above."""
+    for u, expected in [(3.25, -0.25), (3.75, 0.25), (-5.4, 0.4), (-128.75, -128.0), (127.25, 127.0), (500.0, 127.0)]:
+        quantizer = weight_quantizer(torch.tensor([0.5], dtype=torch.float64))
+        quantizer(torch.tensor([[u * 0.5]], dtype=torch.float64), at(8)).sum().backward()
+        assert quantizer.scale.grad.tolist() == pytest.approx([expected])
+
+
+# Activations
+
+
+@every_width
+def test_activations_are_on_the_grid_of_the_width(bits: int) -> None:
+    quantizer, x = activation_quantizer(GRIDS), normal(4, 50).float()
+    scale, zero = numerics.interpolate_grids(GRIDS)[bits]
+    codes = torch.round(x / scale + zero).clamp(0, 2**bits - 1)
+    # float32: x / s against x * (1 / s) may round a tie another way, this seed has none
+    torch.testing.assert_close(quantizer(x, at(bits)), (codes - zero) * scale, rtol=1e-6, atol=0)
+    assert quantizer.grids()[bits] == (pytest.approx(scale, rel=1e-6), zero)
+
+
+@pytest.mark.parametrize("bits", GRIDS)
+def test_activation_gradients_are_those_of_lsq(bits: int) -> None:
+    """With v = x / s: dx passes inside, not outside; d/ds is round(v) - v inside, bound - zero-point outside."""
+    quantizer, x, upstream = activation_quantizer(GRIDS).double(), leaf(3 * normal(40)), normal(40, seed=1)
+    scale, zero = quantizer.scale.detach()[list(GRIDS).index(bits)], GRIDS[bits][1]
+    quantizer(x, at(bits)).backward(upstream)
+    v, top = x.detach() / scale, 2**bits - 1
+    inside = (v + zero >= 0) & (v + zero <= top)
+    assert 0 < int(inside.sum()) < 40
+    by_scale = torch.where(inside, torch.round(v) - v, torch.where(v + zero < 0, 0.0, float(top)) - zero)
+    expected = torch.zeros(3, dtype=torch.float64)
+    expected[list(GRIDS).index(bits)] = (upstream * by_scale).sum()  # the scales of other widths learn nothing
+    torch.testing.assert_close(x.grad, upstream * inside, rtol=1e-12, atol=0)
+    torch.testing.assert_close(quantizer.scale.grad, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_an_interpolated_width_passes_gradients_to_its_input_alone() -> None:
+    quantizer, x = activation_quantizer(GRIDS), leaf(normal(10).float())
+    quantizer(x, at(6)).sum().backward()
+    assert bool(x.grad.any())
+    assert quantizer.scale.grad is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "bits"), [((), 8), (("a",), 2), (("b",), 4), (("a", "b"), 4), (("b", "a"), 4), (("c", "a"), 8)]
+)
+def test_the_widest_reader_gives_an_activation_its_width_and_no_reader_eight_bits(
+    layers: tuple[str, ...], bits: int
+) -> None:
+    x, widths = normal(100).float(), Widths((("a", 2), ("b", 4), ("c", 8)))
+    alone = activation_quantizer(GRIDS)(x, at(bits))
+    assert torch.equal(activation_quantizer(GRIDS, layers)(x, widths), alone)
+
+
+# Moments
+
+
+@every_width
+@pytest.mark.parametrize("moments", ["mean", "both"])
+def test_correction_restores_the_moments_it_names(bits: int, moments: str) -> None:
+    weight = normal(5, 3, 3, 3)
+    quantized = weight_quantizer(torch.full((5,), 0.02, dtype=torch.float64))(weight, at(bits))
+    corrected = MomentCorrection("conv", moments)(quantized, weight, at(bits)).flatten(1)
+    spread = (weight if moments == "both" else quantized).flatten(1)
+    torch.testing.assert_close(corrected.mean(1), weight.flatten(1).mean(1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(corrected.std(1, correction=0), spread.std(1, correction=0), rtol=1e-12, atol=0)
+
+
+def test_correction_of_a_constant_channel_only_shifts_it() -> None:
+    weight, quantized = torch.full((2, 4), 0.3), torch.tensor([[0.25] * 4, [0.0] * 4])
+    corrected = MomentCorrection("conv", "both")(quantized, weight, at(2))
+    torch.testing.assert_close(corrected, weight, rtol=1e-6, atol=0)  # float32 rounding of the mean
+
+
+def test_correction_treats_its_statistics_as_constants() -> None:
+    """The gradient of each weight is the channel's gain, nothing flows to the float weights."""
+    weight, quantized = leaf(normal(2, 8)), leaf(2 * normal(2, 8) + 1)
+    MomentCorrection("conv", "both")(quantized, weight, at(4)).sum().backward()
+    assert weight.grad is None
+    torch.testing.assert_close(quantized.grad, torch.full((2, 8), 0.5, dtype=torch.float64))
+
+
+# BatchNorm with statistics a width
+
+
+def test_width_batch_norm_reads_the_row_of_its_width_and_row_zero_for_the_float_model() -> None:
+    norm, x = WidthBatchNorm("conv", 3, 1e-3), normal(2, 3, 4, 4).float()
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.uniform_(norm.bias)
+    norm.running_mean.copy_(normal(9, 3))
+    norm.running_var.copy_(normal(9, 3).square())
+    for row, widths in enumerate([FLOAT, *map(at, ALL_BITS)]):
+        numbers = (norm.running_mean[row], (norm.running_var[row] + 1e-3).sqrt(), norm.weight, norm.bias)
+        mean, deviation, gain, bias = (t.detach().reshape(3, 1, 1) for t in numbers)
+        expected = (x - mean) / deviation * gain + bias
+        torch.testing.assert_close(norm(x, widths), expected, rtol=1e-5, atol=1e-5)  # float32, another order
+
+
+# Float mode, layers, threads
+
+
+def test_float_mode_is_the_identity_to_the_last_bit() -> None:
+    weight, x = normal(2, 3, 3).float(), normal(2, 3).float()
+    assert weight_quantizer(torch.ones(2))(weight, FLOAT) is weight
+    assert activation_quantizer(GRIDS)(x, FLOAT) is x
+    assert MomentCorrection("conv", "both")(weight, normal(2, 3, 3).float(), FLOAT) is weight
+
+
+LAYERS = [
+    (nn.Conv1d(4, 6, 3, 2, padding=1, dilation=2, groups=2), QuantConv1d, (2, 4, 9)),
+    (nn.Conv2d(4, 6, (1, 3), padding="same", bias=False), QuantConv2d, (2, 4, 5, 5)),
+    (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), QuantConv2d, (2, 2, 5, 5)),
+    (nn.Linear(5, 4), QuantLinear, (2, 3, 5)),
+    (nn.Linear(5, 4, bias=False), QuantLinear, (2, 5)),
+]
+
+
+@pytest.mark.parametrize(("layer", "cls", "shape"), LAYERS)
+def test_a_quantized_layer_is_the_layer_with_its_weight_as_an_input(
+    layer: nn.Module, cls: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    quantized, x = quantized_layer(layer), normal(*shape).float()
+    assert type(quantized) is cls
+    assert (quantized.weight, quantized.bias) == (layer.weight, layer.bias)  # the same parameters
+    assert torch.equal(quantized(x, layer.weight), layer(x))
+    assert torch.equal(quantized(x, 2 * layer.weight), 2 * layer(x)) == (layer.bias is None)
+
+
+def test_two_threads_run_one_module_at_two_widths() -> None:
+    """The width is an argument: what one call is given never shows in another."""
+    weight, x = normal(8, 200).float(), normal(8, 200).float()
+    modules = weight_quantizer(torch.full((8,), 0.02)), MomentCorrection("conv", "both"), activation_quantizer(GRIDS)
+
+    def run(bits: int) -> Tensor:
+        quantize, correct, quantize_activation = modules
+        return correct(quantize(weight, at(bits)), weight, at(bits)) + quantize_activation(x, at(bits))
+
+    expected = {bits: run(bits) for bits in (8, 2)}
+    assert not torch.equal(expected[8], expected[2])
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda bits: (bits, run(bits)), [8, 2] * 100)
+    assert all(torch.equal(values, expected[bits]) for bits, values in found)
