@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -42,13 +43,18 @@ class UserModel:
     function: str = "model"
 
     def model(self) -> nn.Module:
-        """The float model. Random weights come out the same on every call, so that all commands see one model.
+        """The float model. Random weights come out the same each time, so that all commands see one model.
 
         Raises:
             ModelError: the function is missing, raises, or returns something else.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        if isinstance(self._find(self.function), nn.Module):
+            raise ModelError(
+                f"{self.function} is a module, expected a function that returns it",
+                where=self.place,
+                hint=f"write `def {self.function}(): return ...`",
+            )
+        with _fixed_seed():
             made = self.call(self.function)
         if not isinstance(made, nn.Module):
             raise self.wrong(self.function, made, "a torch.nn.Module")
@@ -125,12 +131,14 @@ class UserModel:
 
     def wrong(self, name: str, value: object, expected: str) -> ModelError:
         """What to tell the user about a result of the wrong type."""
-        return ModelError(f"{name}() returned a {type(value).__name__}, expected {expected}", where=self.place)
+        return ModelError(
+            f"{name}() returned an object of type {type(value).__name__}, expected {expected}", where=self.place
+        )
 
     def _find(self, name: str) -> Callable[..., Any] | None:
         found = getattr(self.module, name, None)
         if found is not None and not callable(found):
-            raise ModelError(f"{name} is a {type(found).__name__}, expected a function", where=self.place)
+            raise ModelError(f"{name} is of type {type(found).__name__}, expected a function", where=self.place)
         return found
 
 
@@ -177,4 +185,14 @@ def load_user_model(text: str) -> UserModel:
     folder = str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    return UserModel(place, import_module(place), name)
+    with _fixed_seed():
+        module = import_module(place)
+    return UserModel(place, module, name)
+
+
+@contextmanager
+def _fixed_seed() -> Iterator[None]:
+    """Random numbers that are the same each time, without effect on those drawn later."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from mbqc.errors import PassError, PipelineError
-from mbqc.ir.modules import MomentCorrection, WidthBatchNorm
-from mbqc.ir.quantized import layer_nodes, quantized_layers, widths_node
+from mbqc.ir.modules import MomentCorrection, QuantLinear, WidthBatchNorm
+from mbqc.ir.quantized import QUANT_LAYERS, layer_nodes, quantized_layers, widths_node
+from mbqc.ir.types import type_of
 from mbqc.ir.vocabulary import BATCH_NORMS, is_module, module_of
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context, Pass, Property
@@ -47,7 +48,7 @@ class BnCorrect(Pass):
         Raises:
             PassError: statistics=width, but no BatchNorm follows a quantized layer.
         """
-        norms = self._norms(graph) if self.statistics == "width" else []
+        norms = self._norms(graph, context) if self.statistics == "width" else []
         if self.moments != "none":
             _insert_corrections(graph, self.moments)
         if norms:
@@ -55,17 +56,33 @@ class BnCorrect(Pass):
             _estimate_statistics(graph, context)
         return graph
 
-    def _norms(self, graph: fx.GraphModule) -> list[tuple[fx.Node, str]]:
-        """BatchNorm calls directly behind a quantized layer, with that layer's name."""
-        layers = {node: str(node.target) for node in layer_nodes(graph)}
-        found = []
+    def _norms(self, graph: fx.GraphModule, context: Context) -> list[tuple[fx.Node, str]]:
+        """Calls of BatchNorms that fold into one quantized layer, with that layer's name."""
+        calls: dict[str, list[fx.Node]] = {}
         for node in graph.graph.nodes:
-            source = node.args[0] if node.args else None
-            if is_module(node, BATCH_NORMS) and isinstance(source, fx.Node) and source in layers:
-                found.append((node, layers[source]))
+            if is_module(node, BATCH_NORMS):
+                calls.setdefault(str(node.target), []).append(node)
+        found: list[tuple[fx.Node, str]] = []
+        for norm, nodes in calls.items():
+            layers = {_layer_before(node) for node in nodes}
+            layer = layers.pop()
+            if layer is not None and not layers:
+                found += [(node, layer) for node in nodes]
+            elif layer is not None or layers:
+                message = "keeps shared statistics: it follows a layer, but not one alone"
+                context.report.add(self.name, "warning", norm, message)
         if not found:
             raise PassError("statistics=width, but no BatchNorm follows a quantized layer", hint="leave the option out")
         return found
+
+
+def _layer_before(norm: fx.Node) -> str | None:
+    """The quantized layer whose epilogue takes the BatchNorm: nobody else reads it, both count channels alike."""
+    source = norm.args[0]
+    if not isinstance(source, fx.Node) or not is_module(source, QUANT_LAYERS) or len(source.users) > 1:
+        return None
+    channels_differ = is_module(source, (QuantLinear,)) and len(type_of(source).dims) > 2
+    return None if channels_differ else str(source.target)
 
 
 def _insert_corrections(graph: fx.GraphModule, moments: str) -> None:

@@ -68,7 +68,7 @@ class Benchmark(Answer):
         print(f"  {self.backend} backend ({kinds}), batch {self.batch}, {threads}, {self.repeats} calls a width.")
         slow = [row.bits for row in self.rows if row.bits in set("234567") and row.speed < NOTICEABLE]
         if slow and self.rows[0].bits == "8":
-            print("  2 to 7 bits compute as int8 here: they can save memory traffic, not arithmetic.")
+            print("  2 to 7 bits compute as int8 here: they can save memory traffic only.")
 
 
 def bench(

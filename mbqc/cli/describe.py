@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mbqc.cli.output import Column, format_bytes, format_count, format_db, print_table, warn
+from mbqc.cli.output import Column, format_bytes, format_count, format_db, print_table, print_wrapped, warn
 
 if TYPE_CHECKING:
     from mbqc.artifact import Manifest
@@ -77,7 +77,10 @@ class Notes:
         """Prints what runs in float."""
         for title, lines in (("layers left in float", self.skipped), ("operations in float", self.fallbacks)):
             if lines:
-                print(f"{title}\n" + "".join(f"  {line}\n" for line in lines))
+                print(title)
+                for line in lines:
+                    print_wrapped(f"  {line}", indent=4)
+                print()
 
 
 def describe_layers(program: Program, manifest: Manifest, kernels: Sequence[str] = ()) -> tuple[LayerRow, ...]:

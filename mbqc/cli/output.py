@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -79,7 +81,13 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     lines = [(name, text) for name, text in facts if text]
     width = max((len(name) for name, _ in lines), default=0)
     for name, text in lines:
-        print(f"{name:<{width}}  {text}")
+        print_wrapped(f"{name:<{width}}  {text}", indent=width + 2)
+
+
+def print_wrapped(text: str, indent: int) -> None:
+    """Prints one entry on lines that fit the terminal; a word is never cut."""
+    columns = shutil.get_terminal_size().columns
+    print(textwrap.fill(text, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False))
 
 
 def format_bytes(count: int) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mbqc.cli.options import ArtifactArgument, BackendOption, JsonOption, parse_bits
-from mbqc.cli.output import Answer, require_writable, write_output
+from mbqc.cli.output import Answer, print_wrapped, require_writable, write_output
 from mbqc.errors import InputError, UsageError, WidthsError
 
 if TYPE_CHECKING:
@@ -50,8 +48,7 @@ class Ran(Answer):
             layers = [layer for layer, width in self.widths.items() if width == bits]
             others = f"all {len(layers)} others" if len(layers) < len(self.widths) else f"all {len(layers)} layers"
             text = others if 2 * len(layers) > len(self.widths) else ", ".join(layers)
-            line = f"{bits} bit{'s' if bits > 1 else ''}: {text}"
-            print(textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  "))
+            print_wrapped(f"{bits} bit{'s' if bits > 1 else ''}: {text}", indent=2)
         print(f"mean: {self.mean_bits:.2f} bits a weight, pinned layers not counted")
         for output in self.outputs:
             print(f"{output.path}: {output.dtype} {'x'.join(map(str, output.shape))}")

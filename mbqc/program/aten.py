@@ -34,7 +34,8 @@ ELEMENTWISE = frozenset(
 """Functions of one tensor and numbers that a `Lookup` may tabulate."""
 
 ALLOWED = ELEMENTWISE | frozenset(
-    """cat.default stack.default matmul.default bmm.default softmax.int _softmax.default log_softmax.int
+    """
+    cat.default stack.default matmul.default bmm.default softmax.int _softmax.default log_softmax.int
     scaled_dot_product_attention.default layer_norm.default group_norm.default batch_norm.default embedding.default
     conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose1d.default
     conv_transpose2d.input linear.default prelu.default max_pool1d.default max_pool2d.default avg_pool1d.default
@@ -42,11 +43,12 @@ ALLOWED = ELEMENTWISE | frozenset(
     flatten.using_ints reshape.default view.default permute.default transpose.int unsqueeze.default squeeze.dim
     squeeze.dims expand.default expand_as.default select.int slice.Tensor split.Tensor split_with_sizes.default
     chunk.default unbind.int narrow.default repeat.default roll.default flip.default mean.dim mean.default
-    sum.dim_IntList amax.default amin.default maximum.default minimum.default where.self eq.Scalar ne.Scalar lt.Scalar gt.Scalar
-    le.Scalar ge.Scalar rsqrt.default reciprocal.default cos.default sin.default erf.default log.default clamp.Tensor
-    clamp_min.default clamp_max.default pow.Tensor_Tensor rsub.Scalar add.Scalar mul.Scalar sub.Scalar div.Scalar
-    relu6.default hardtanh.default pixel_shuffle.default upsample_nearest2d.vec upsample_bilinear2d.vec
-    movedim.int zeros_like.default ones_like.default to.dtype _to_copy.default""".split()  # noqa: SIM905
+    sum.dim_IntList amax.default amin.default maximum.default minimum.default where.self eq.Scalar ne.Scalar
+    lt.Scalar gt.Scalar le.Scalar ge.Scalar rsqrt.default reciprocal.default cos.default sin.default erf.default
+    log.default clamp.Tensor clamp_min.default clamp_max.default pow.Tensor_Tensor rsub.Scalar add.Scalar mul.Scalar
+    sub.Scalar div.Scalar relu6.default hardtanh.default pixel_shuffle.default upsample_nearest2d.vec
+    upsample_bilinear2d.vec movedim.int zeros_like.default ones_like.default to.dtype _to_copy.default
+    """.split()  # noqa: SIM905
 )
 """Every function that a Program may call."""
 

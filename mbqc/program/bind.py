@@ -236,14 +236,14 @@ class WeightLine:
 
 
 def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder: numerics.Ladder) -> WeightLine:
-    """The line of a layer at `bits`: the ladder's own below a stored mean, else the one that matches the moments."""
+    """The line of a layer at `bits`: the ladder's own, or below 8 bits the one that matches the stored moments."""
     stored = tensors[weight.codes].flatten(1)
     scale = tensors[weight.scale].to(torch.float64)
     codes = numerics.narrow(stored.to(torch.int16), bits, ladder).to(torch.float64)
     code_sum, count = codes.sum(1), codes.shape[1]
     slope = scale * float(1 << (numerics.STORED_BITS - bits))
     offset = scale * numerics.ladder_offset(bits, ladder)
-    if weight.mean is None:
+    if weight.mean is None or bits == numerics.STORED_BITS:
         return WeightLine(slope, offset, code_sum, count)
     if weight.std is not None:
         _, code_std = numerics.moments(codes)

@@ -79,7 +79,7 @@ def _role(node: fx.Node, skip: tuple[str, ...]) -> tuple[Role, str | None]:
         assert isinstance(module, nn.MaxPool1d | nn.MaxPool2d)
         return (Role.FLOAT if module.ceil_mode or module.return_indices else Role.MOVE), None
     if is_module(node, PADS):
-        return (Role.MOVE if _is_padding_of_convolutions(node) else Role.FLOAT), None
+        return (Role.MOVE if _is_padding_of_convolutions(node, skip) else Role.FLOAT), None
     if is_aten(node, *MOVES):
         return Role.MOVE, None
     if is_aten(node, "add.Tensor"):
@@ -127,11 +127,13 @@ def _sizes(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _is_padding_of_convolutions(node: fx.Node) -> bool:
+def _is_padding_of_convolutions(node: fx.Node, skip: tuple[str, ...]) -> bool:
+    """Zeros that only quantized convolutions read: each adds them to its own padding."""
     module = module_of(node)
     assert isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d)
     positive = all(p >= 0 for p in module.padding)
-    return module.value == 0 and positive and all(is_module(user, CONVOLUTIONS) for user in node.users)
+    quantized = all(is_module(u, CONVOLUTIONS) and _layer_obstacle(u, skip) is None for u in node.users)
+    return module.value == 0 and positive and quantized
 
 
 def _is_plain_addition(node: fx.Node) -> bool:

@@ -71,7 +71,7 @@ class Result:
     def refused(self, code: int, *texts: str) -> None:
         """It failed with one message that holds `texts`, and without a traceback."""
         assert self.code == code, self
-        assert self.err.count("error:") == 1, self
+        assert len([line for line in self.err.splitlines() if line.startswith("error: ")]) == 1, self
         assert "Traceback" not in self.err
         for text in texts:
             assert text in self.err, self

@@ -37,8 +37,9 @@ def test_help_is_quick_and_fits(command: tuple[str, ...], monkeypatch: pytest.Mo
 
 
 def test_help_imports_no_torch() -> None:
-    code = "import sys; from mbqc.cli.main import run_command; run_command(['run', '--help']); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    code = "import sys; from mbqc.cli.main import run_command; run_command(['run', '--help'])"
+    check = "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=True, capture_output=True)
 
 
 def test_version_and_bare_call(cli: Cli) -> None:
@@ -105,14 +106,13 @@ def test_interrupt_is_quiet(cli: Cli, artifact: Path, monkeypatch: pytest.Monkey
 
 def test_reader_that_leaves(artifact: Path) -> None:
     """As in `mbqc inspect m.mbqc --program | head -0`."""
-    process = subprocess.Popen(
-        [*MBQC, "inspect", str(artifact), "--program"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == 1
+    command = [*MBQC, "inspect", str(artifact), "--program"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_entry_point_exits(capsys: pytest.CaptureFixture[str]) -> None:

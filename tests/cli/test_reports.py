@@ -1,0 +1,127 @@
+"""`mbqc inspect`, `bench` and `passes`: what they print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mbqc.cli.output import format_bytes, format_count, format_db
+from mbqc.cli.progress import show_progress
+from mbqc.lookup import pass_table
+from tests.cli.conftest import Cli, fits
+from tests.samples import LAYERS
+
+
+def test_inspect(cli: Cli, artifact: Path) -> None:
+    found = cli("inspect", artifact)
+    assert found.code == 0
+    assert fits(found.out)
+    for text in ("v0 f32[Nx3x6x6], ids i64[Nx2]", "quant,lower", "1 000", "exact", "0 ± 2.0e-01", "2.0e+00 ±  5%"):
+        assert text in found.out
+    assert "layers left in float\n  head: skip=head\n" in found.out
+    assert "operations in float\n  w3: aten.softmax.int runs in float\n" in found.out
+    assert found.err == "warning: no calibration data: the example inputs alone set every activation range\n"
+
+
+def test_inspect_json(cli: Cli, artifact: Path) -> None:
+    found = cli("inspect", artifact, "--json")
+    assert found.err == ""
+    assert [row["layer"] for row in found.json["layers"]] == list(LAYERS)
+    assert found.json["layers"][1]["sqnr"] == {"8": None}
+    assert found.json["program"] is None
+    assert found.json["operations"]["conv"] == 3
+
+
+def test_inspect_program(cli: Cli, artifact: Path) -> None:
+    found = cli("inspect", artifact, "--program")
+    assert found.out.startswith("program { ladder=round\n  %v0 = input")
+    assert cli("inspect", artifact, "--program", "--json").json["program"] == found.out
+
+
+def test_bench(cli: Cli, artifact: Path) -> None:
+    options = ("--bits", "8:4", "--repeat", 5, "--batch", 2, "--backend", "reference")
+    found = cli("bench", artifact, *options)
+    assert found.code == 0
+    assert fits(found.out)
+    assert "reference backend (int64, torch), batch 2, 1 thread, 5 calls a width." in found.out
+    rows = cli("bench", artifact, *options, "--json").json["rows"]
+    assert [row["bits"] for row in rows] == ["8", "4"]
+    assert rows[0]["speed"] == 1.0
+    assert 0 < rows[1]["fifth_percentile_ms"] <= rows[1]["median_ms"]
+
+
+def test_bench_wrong_widths(cli: Cli, artifact: Path) -> None:
+    cli("bench", artifact, "--bits", "8:12").refused(2, "width 12 of all layers is not a whole number from 1 to 8")
+
+
+def test_passes(cli: Cli) -> None:
+    found = cli("passes")
+    for name in pass_table():
+        assert f"\n{name}: " in f"\n{found.out}"
+    assert "bits: int:...  = 8:4:2" in found.out
+    listed = cli("passes", "--json").json["passes"]
+    assert [row["name"] for row in listed] == list(pass_table())
+
+
+def test_one_pass(cli: Cli) -> None:
+    found = cli("passes", "hasb")
+    assert found.out.startswith("hasb\n  Annotates each layer")
+    assert "tolerance: float  = 0.05" in found.out
+    assert "Requires: quantized" in found.out
+    cli("passes", "hasbb").refused(2, "there is no pass 'hasbb'", "did you mean hasb?")
+
+
+def test_own_pass(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from mbqc.pipeline import Pass\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Pass):\n"
+        '    """Does nothing."""\n'
+        "    strength: float\n"
+        "    name = 'mine'\n"
+        "    def run(self, graph, context):\n"
+        "        return graph\n"
+    )
+    found = cli("passes", "mine.py:Mine")
+    assert "Does nothing." in found.out
+    assert "strength: float  required" in found.out
+    cli("passes", "mine.py:dataclass").refused(2, "is no pass")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1234, "1.23 kB"), (999_499, "999 kB"), (3_500_000, "3.5 MB")],
+)
+def test_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_numbers() -> None:
+    assert format_count(3504872) == "3 504 872"
+    assert [format_db(x) for x in (3.14159, -0.5, float("inf"), float("nan"), None)] == [
+        "3.1",
+        "-0.5",
+        "exact",
+        "-",
+        "-",
+    ]
+
+
+def test_progress_of_quick_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress("working", 2) as advance:
+        advance()
+        advance()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_of_long_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line after two seconds, then each time the work has taken twice as long."""
+    now = iter([0.0, 1.0, 2.5, 4.0, 5.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with show_progress("working", 9) as advance:
+        for _ in range(4):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["working: 2 of 9 after 2 s", "working: 4 of 9 after 5 s"]

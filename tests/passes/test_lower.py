@@ -1,0 +1,412 @@
+"""The `lower` pass: the Program computes what the quantized graph computes, fused as far as possible."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from torch import Tensor, fx, nn
+
+from mbqc.backends import reference
+from mbqc.errors import PassError, VerifyError
+from mbqc.frontend.trace import trace
+from mbqc.ir.compare import sqnr
+from mbqc.ir.modules import ActivationQuantizer
+from mbqc.ir.quantized import quantized_layers
+from mbqc.ir.vocabulary import module_of
+from mbqc.numerics import ALL_BITS
+from mbqc.pipeline import Context
+from mbqc.program.operations import (
+    Affine,
+    AnyOperation,
+    Aten,
+    AveragePool,
+    Concat,
+    Conv,
+    Epilogue,
+    LayerInfo,
+    Linear,
+    Lookup,
+    MaxPool,
+    Program,
+    Quantize,
+    Reshape,
+)
+from mbqc.widths import Bits, Widths, resolve
+from tests import zoo
+from tests.models import seeded
+from tests.structures import STRUCTURES, Forward, Net, conv, pair, structure, three, with_norm
+
+FREE = zoo.FREE
+WIDTH_NORMS = "normalize,quant{pin_ends=false,ladder=shift},bncorrect{statistics=width}"
+
+AGREEMENT = 60.0
+"""Decibels. Float rounding alone leaves more than 100; one value that is rounded the other way costs a whole code, and
+whether there is one is a matter of luck: none here. `tests/test_agreement.py` states the law without luck."""
+
+
+def compiled(
+    example: tuple[nn.Module, tuple[Tensor, ...]], passes: str = FREE
+) -> tuple[fx.GraphModule, Program, Context]:
+    model, inputs = example
+    context = Context(inputs)
+    graph = zoo.run(passes, trace(model, inputs), context)
+    assert isinstance(graph, fx.GraphModule)
+    program = zoo.run("lower", graph, context)
+    assert isinstance(program, Program)
+    return graph, program, context
+
+
+def net(modules: Callable[[], dict[str, nn.Module]], function: Forward, passes: str = FREE) -> Program:
+    """The Program of a small network on images [2, 3, 8, 8]."""
+    return compiled(seeded(lambda: Net(modules(), function), (2, 3, 8, 8)), passes)[1]
+
+
+def operations(program: Program, kind: type[Any]) -> list[Any]:
+    return [o for o in program.listing.operations if isinstance(o, kind)]
+
+
+def kinds(program: Program) -> list[str]:
+    return [type(o).__name__ for o in program.listing.operations]
+
+
+def mixed(graph: fx.GraphModule) -> Widths:
+    """Neighbouring layers at different widths."""
+    layers = quantized_layers(graph)
+    return resolve({layer: 2 + 3 * index % 7 for index, layer in enumerate(layers)}, layers)
+
+
+def agreement(graph: fx.GraphModule, program: Program, inputs: tuple[Tensor, ...], widths: Widths) -> float:
+    """The worst output of the Program against the graph's, in decibels."""
+    with torch.no_grad():
+        expected = graph(*inputs, widths)
+    found = reference.load(program).run(inputs, widths)
+    pairs = zip(expected if isinstance(expected, tuple) else (expected,), found, strict=True)
+    return min(sqnr(a, b) for a, b in pairs)
+
+
+# What a Program computes
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_every_model_computes_in_integers_what_its_graph_computes(name: str) -> None:
+    graph, program, inputs = zoo.graph(name), zoo.program(name), zoo.example(name)[1]
+    layers = quantized_layers(graph)
+    for widths in [*(resolve(bits, layers) for bits in (8, 4, 2, 1)), mixed(graph)]:
+        assert agreement(graph, program, inputs, widths) > AGREEMENT, str(widths)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_structure_computes_in_integers_what_its_graph_computes(name: str) -> None:
+    graph, program, context = compiled(structure(name))
+    layers = quantized_layers(graph)
+    for widths in (resolve(8, layers), resolve(3, layers), mixed(graph)):
+        assert agreement(graph, program, context.example_inputs, widths) > AGREEMENT, str(widths)
+
+
+@pytest.mark.parametrize(
+    "name", ["BatchNorm twice", "BatchNorm beside a float reader, then a layer", "one BatchNorm behind two layers"]
+)
+def test_batch_norms_with_statistics_a_width_lower_where_they_can_and_are_left_alone_elsewhere(name: str) -> None:
+    modules, function = STRUCTURES[name]
+    both = seeded(
+        lambda: Net(
+            {**modules(), "own": nn.BatchNorm2d(4), "d": conv(3, 4)}, lambda m, x: (function(m, x), m.own(m.d(x)))
+        ),
+        (2, 3, 8, 8),
+    )
+    graph, program, context = compiled(both, WIDTH_NORMS)
+    for widths in (resolve(8, quantized_layers(graph)), mixed(graph)):
+        assert agreement(graph, program, context.example_inputs, widths) > AGREEMENT
+
+
+def only(graph: fx.GraphModule, bits: int) -> fx.GraphModule:
+    """The graph with activation grids of one width alone; the interpolated ones are gone."""
+    alone = copy.deepcopy(graph)
+    for node in alone.graph.nodes:
+        quantizer = module_of(node)
+        if isinstance(quantizer, ActivationQuantizer) and quantizer.layers:
+            scale, zero = quantizer.grids()[bits]
+            made = ActivationQuantizer(quantizer.layers, (bits,))
+            made.scale.data.fill_(scale)
+            made.zero_point.fill_(zero)
+            alone.set_submodule(str(node.target), made)
+    return alone
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "vit_own", "densenet"])
+@pytest.mark.parametrize("bits", [8, 5, 4, 2])
+def test_a_width_of_the_whole_program_is_the_model_lowered_for_that_width_alone(name: str, bits: int) -> None:
+    graph, inputs = zoo.graph(name), zoo.example(name)[1]
+    alone = zoo.run("lower", only(graph, bits), zoo.context(name))
+    assert isinstance(alone, Program)
+    widths = resolve(bits, quantized_layers(graph))
+    found, expected = (reference.load(p).trace(inputs, widths) for p in (zoo.program(name), alone))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[value], expected[value]) for value in expected)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit_torch", "conv1d_net", "channel_shuffle", "two_inputs"])
+def test_any_batch_gives_each_sample_what_it_gets_alone(name: str) -> None:
+    """Float fallbacks may sum in another order, so they are compared to float rounding."""
+    program, inputs = reference.load(zoo.program(name)), zoo.example(name)[1]
+    widths = resolve(4, quantized_layers(zoo.graph(name)))
+    three = [torch.cat([x, x[:1]]) for x in inputs]
+    for whole, alone in zip(program.run(three, widths), program.run([x[:1] for x in inputs], widths), strict=True):
+        torch.testing.assert_close(whole[:1], alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(whole[2:], alone, rtol=1e-5, atol=1e-5)
+
+
+# What it stores
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "called_twice"])
+def test_weights_are_stored_once_as_bytes_whatever_the_widths(name: str) -> None:
+    graph, program = zoo.graph(name), zoo.program(name)
+    layers = quantized_layers(graph)
+    stored = {name: t for name, t in program.tensors.items() if t.dtype == torch.int8}
+    assert stored.keys() == {f"{layer}.codes" for layer in layers}
+    weights = {layer: graph.get_submodule(layer).weight for layer in layers}
+    assert {n: t.numel() for n, t in stored.items()} == {f"{k}.codes": w.numel() for k, w in weights.items()}
+    rest = sum(t.numel() for n, t in program.tensors.items() if n not in stored)
+    assert rest <= sum(5 * w.shape[0] for w in weights.values()) + 16  # scale, mean, spread, gain, shift
+
+
+@pytest.mark.parametrize(
+    ("passes", "mean", "std"),
+    [
+        ("normalize,quant", False, False),
+        ("normalize,quant,bncorrect{moments=mean}", True, False),
+        ("normalize,quant,bncorrect", True, True),
+    ],
+)
+def test_moments_are_stored_as_far_as_they_are_corrected(passes: str, mean: bool, std: bool) -> None:
+    program = zoo.program("conv_net", passes)
+    for layer in operations(program, Conv) + operations(program, Linear):
+        assert (layer.weight.mean is not None, layer.weight.std is not None) == (mean, std)
+
+
+def test_layers_keep_their_pins_and_their_sensitivity() -> None:
+    infos = zoo.program("conv_net", "normalize,quant").listing.layers
+    assert infos == {"0": LayerInfo(8), "3": LayerInfo(None), "8": LayerInfo(8)}
+    known = zoo.program("conv_net", "normalize,quant{pin_ends=false},hasb{probes=3}").listing.layers
+    assert all(i.pinned is None and i.sensitivity is not None and i.sensitivity_error for i in known.values())
+
+
+# Fusion
+
+
+def test_batch_norm_bias_clamp_and_residual_become_the_epilogue_of_the_layer() -> None:
+    program = net(with_norm("norm"), lambda m, x: m.c(F.hardtanh(m.norm(m.b(y := m.a(x))) + y, -0.5, 3.0)))
+    assert kinds(program) == ["Quantize", "Conv", "Lookup", "Conv", "Conv", "Permute"]
+    first, second, third = operations(program, Conv)
+    assert first.epilogue == Epilogue(shift=f"{first.output}.shift")  # its bias
+    assert second.epilogue == Epilogue(
+        f"{second.output}.gain", f"{second.output}.shift", residual=first.output, low=-0.5, high=3.0
+    )
+    assert third.epilogue.residual is None
+    norm, bias = zoo_norm(with_norm("norm"))
+    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    # float32 rounding of a product and a sum
+    torch.testing.assert_close(program.tensors[f"{second.output}.gain"], gain, rtol=1e-6, atol=1e-6)
+    shift = norm.bias + gain * (bias - norm.running_mean)
+    torch.testing.assert_close(program.tensors[f"{second.output}.shift"], shift, rtol=1e-6, atol=1e-6)
+
+
+def zoo_norm(modules: Callable[[], dict[str, nn.Module]]) -> tuple[nn.BatchNorm2d, Tensor]:
+    """The BatchNorm of a network and the bias of the layer `b` before it."""
+    model, _ = seeded(lambda: Net(modules(), lambda m, x: x), (2, 3, 8, 8))
+    norm = model.get_submodule("norm")
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm, model.get_submodule("b").get_parameter("bias").detach()
+
+
+@torch.no_grad()
+def test_statistics_a_width_become_a_row_a_width() -> None:
+    program = net(with_norm("norm"), lambda m, x: m.b(m.norm(m.a(x))), WIDTH_NORMS)
+    epilogue = operations(program, Conv)[0].epilogue
+    for name in (epilogue.gain, epilogue.shift):
+        rows = program.tensors[name]
+        assert rows.shape == (8, 4)
+        assert len({tuple(row) for row in rows.tolist()}) == 8
+
+
+def test_a_second_clamp_or_batch_norm_gets_an_operation_of_its_own() -> None:
+    program = net(with_norm("norm"), lambda m, x: m.b(m.norm(F.relu(m.a(x)))))
+    assert kinds(program) == ["Quantize", "Conv", "Affine", "Conv", "Permute"]
+    (affine,) = operations(program, Affine)
+    assert affine.epilogue.gain is not None
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "arguments"),
+    [(F.silu, "silu.default", ()), (lambda x: F.leaky_relu(x, 0.2), "leaky_relu.default", (0.2,))],
+)
+def test_other_activations_become_tables(function: Callable[[Tensor], Tensor], name: str, arguments: Any) -> None:
+    program = net(pair, lambda m, x: m.b(function(m.a(x))))
+    assert kinds(program) == ["Quantize", "Conv", "Lookup", "Conv", "Permute"]
+    ((call,),) = (table.functions for table in operations(program, Lookup))
+    assert (call.name, call.args) == (name, arguments)
+
+
+def test_pooling_and_reshaping_move_codes_and_keep_their_grid() -> None:
+    program = net(
+        lambda: {"a": conv(3, 4), "fc": nn.Linear(64, 3)},
+        lambda m, x: m.fc(F.max_pool2d(F.relu(m.a(x)), 2).flatten(1)),
+    )
+    assert kinds(program) == ["Quantize", "Conv", "MaxPool", "Permute", "Reshape", "Linear"]
+    grids = [program.listing.values[o.output].grid for o in program.listing.operations[1:5]]
+    assert len(set(grids)) == 1
+    assert program.listing.grids[str(grids[0])].layers == ("fc",)
+    assert operations(program, MaxPool)[0].kernel == (2, 2)
+
+
+def test_an_average_takes_the_clamp_and_the_grid_behind_it() -> None:
+    program = net(pair, lambda m, x: m.b(F.relu(F.avg_pool2d(m.a(x), 2))))
+    assert kinds(program) == ["Quantize", "Conv", "AveragePool", "Conv", "Permute"]
+    (average,) = operations(program, AveragePool)
+    assert average.epilogue == Epilogue(low=0.0)
+
+
+def test_concatenation_brings_its_parts_to_one_grid() -> None:
+    program = net(lambda: {**three(), "c": conv(8, 4)}, lambda m, x: m.c(torch.cat([y := m.a(x), m.b(y)], 1)))
+    (concat,) = operations(program, Concat)
+    values = program.listing.values
+    assert concat.dim == 3  # channels last
+    assert len({values[name].grid for name in (*concat.inputs, concat.output)}) == 3
+
+
+def test_padding_joins_that_of_the_convolution() -> None:
+    program = net(
+        lambda: {"a": conv(3, 4), "b": nn.Conv2d(4, 4, 3, padding=(1, 2))},
+        lambda m, x: m.b(F.pad(m.a(x), (0, 1, 2, 0))),
+    )
+    assert kinds(program) == ["Quantize", "Conv", "Conv", "Permute"]
+    assert operations(program, Conv)[1].padding == (3, 1, 2, 3)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_same_padding_puts_the_odd_element_behind(kernel: int, dilation: int) -> None:
+    program = net(
+        lambda: {"a": conv(3, 4), "b": nn.Conv2d(4, 4, (kernel, 3), padding="same", dilation=dilation)},
+        lambda m, x: m.b(m.a(x)),
+    )
+    total = dilation * (kernel - 1)
+    assert operations(program, Conv)[1].padding == (total // 2, total - total // 2, dilation, dilation)
+
+
+def test_one_dimensional_layers_run_as_images_of_one_row() -> None:
+    program = zoo.program("conv1d_net")
+    assert {program.tensors[c.weight.codes].shape[1] for c in operations(program, Conv)} == {1}
+    assert not operations(program, Aten)
+    assert len(operations(program, Reshape)) >= 1
+
+
+def test_a_layer_that_is_called_again_reads_the_same_weight() -> None:
+    program = net(lambda: {"a": conv(3, 3)}, lambda m, x: m.a(F.relu(m.a(x))))
+    first, second = operations(program, Conv)
+    assert first.weight == second.weight
+    assert list(program.listing.layers) == ["a"]
+
+
+# What has no integer form
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_every_float_operation_is_reported_and_nothing_else(name: str) -> None:
+    context = zoo.context(name)
+    program = zoo.run("lower", zoo.graph(name), context)
+    assert isinstance(program, Program)
+    expected = [(o.outputs[0], f"aten.{o.call.name} runs in float") for o in operations(program, Aten)]
+    assert [(n.subject, n.message) for n in context.report.notes if n.kind == "fallback"] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "functions"),
+    [
+        ("mlp", set()),
+        ("conv_net", set()),
+        ("mobilenet", set()),
+        ("resnet", set()),
+        ("conv1d_net", set()),
+        ("called_twice", set()),
+        ("squeeze_excite", {"sigmoid.default", "mul.Tensor"}),
+        ("densenet", {"mul.Tensor"}),
+    ],
+)
+def test_convolutional_models_run_in_integers_but_for_what_multiplies_activations(
+    name: str, functions: set[str]
+) -> None:
+    assert {o.call.name for o in operations(zoo.program(name), Aten)} == functions
+
+
+def test_skipped_layers_run_in_float_with_the_float_weights() -> None:
+    program = net(three, lambda m, x: m.c(m.b(m.a(x))), "normalize,quant{skip=b:}")
+    assert list(program.listing.layers) == ["a", "c"]
+    (call,) = [o.call for o in operations(program, Aten)]
+    assert call.name == "conv2d.default"
+    assert program.tensors["b.weight"].dtype == torch.float32
+
+
+class Cumulated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x).cumsum(1)
+
+
+def test_an_operation_that_has_no_form_is_named_with_its_source() -> None:
+    with pytest.raises(PassError, match=r"aten\.cumsum\.default has neither an integer form") as caught:
+        compiled(seeded(Cumulated, (2, 4)))
+    line = Cumulated.forward.__code__.co_firstlineno + 1
+    assert caught.value.where == f"pass lower, node cumsum ({__file__}:{line})"
+
+
+def test_a_layer_that_could_overflow_its_accumulator_is_refused() -> None:
+    def wide() -> nn.Module:
+        layer = nn.Linear(50_000, 1)
+        nn.init.constant_(layer.weight, 0.01)
+        return nn.Sequential(layer)
+
+    with pytest.raises(VerifyError, match="more than 32 bits hold") as caught:
+        compiled(seeded(wide, (2, 50_000)))
+    assert "linear" in str(caught.value.where)
+
+
+def test_an_input_of_a_type_that_programs_do_not_have_is_refused() -> None:
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.to(torch.float32))
+
+    model, inputs = seeded(Halved, (2, 4))
+    with pytest.raises(PassError, match="an input of type f64"):
+        compiled((model, tuple(x.double() for x in inputs)))
+
+
+def test_quantizing_is_the_first_thing_that_happens_to_an_image() -> None:
+    for name in ("conv_net", "resnet", "mobilenet"):
+        program = zoo.program(name)
+        first: AnyOperation = program.listing.operations[0]
+        assert isinstance(first, Quantize)
+        assert first.channels_last
+        assert not any(isinstance(o, Quantize) for o in program.listing.operations[1:])
+
+
+def test_widths_of_a_program_are_those_of_its_graph() -> None:
+    graph, program = zoo.graph("resnet"), zoo.program("resnet")
+    assert list(program.listing.layers) == list(quantized_layers(graph))
+    bits: Bits = {"fc": 3, ...: 6}
+    pins = {name: info.pinned for name, info in program.listing.layers.items()}
+    assert resolve(bits, pins) == resolve(bits, quantized_layers(graph))
+    assert all(len(grid.scales) == len(ALL_BITS) for grid in program.listing.grids.values())
