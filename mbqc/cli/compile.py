@@ -47,7 +47,7 @@ class Compiled(Answer):
         show_layers(self.layers)
         self.notes.show()
         kernels = ", ".join(f"{name} {count}" for name, count in self.kernels.items())
-        times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds)
+        times = ", ".join(f"{name} {seconds:.1f}s" for name, seconds in self.seconds)
         print_facts([*self.sizes.facts(), ("kernels", kernels), ("traced by", self.traced_by), ("time", times)])
 
 
