@@ -131,7 +131,6 @@ def _manifest(
         pipeline=str(pipeline),
         traced_by=str(graph.meta["traced_by"]),
         parameters=sum(p.numel() for p in model.parameters()),
-        seconds=tuple(context.report.seconds),
         notes=tuple(StoredNote(n.source, n.kind, n.subject, n.message) for n in context.report.notes),
         sqnr={layer: {str(b): round(db, 2) for b, db in row.items()} for layer, row in measured.items()},
     )

@@ -44,7 +44,6 @@ class Manifest(Record, frozen=True):
         pipeline: the passes that ran, as text.
         traced_by: `torch.fx` or `torch.export`.
         parameters: how many numbers the float model holds.
-        seconds: how long each pass took.
         notes: what the passes reported.
         sqnr: decibels of each layer's output against the float model's, by layer and width ("8" to "1").
     """
@@ -54,7 +53,6 @@ class Manifest(Record, frozen=True):
     pipeline: str
     traced_by: str
     parameters: int
-    seconds: tuple[tuple[str, float], ...] = ()
     notes: tuple[StoredNote, ...] = ()
     sqnr: Mapping[str, Mapping[str, float]] = msgspec.field(default_factory=dict)
 

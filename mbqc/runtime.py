@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -132,8 +133,7 @@ def find_backend(name: str) -> Backend:
     """
     if name not in BACKENDS:
         raise UsageError(f"there is no backend {name!r}", hint=f"one of {', '.join(BACKENDS)}")
-    module: Backend = importlib.import_module(f"mbqc.backends.{name}")  # type: ignore[assignment]
-    return module
+    return cast(Backend, importlib.import_module(f"mbqc.backends.{name}"))
 
 
 def _tensor(given: object, name: str) -> Tensor:

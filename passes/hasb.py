@@ -68,6 +68,10 @@ class Hasb(Pass):
         loss = _loss(context, batches, self.name)
         traces = self._traces(graph, weights, batches, loss, context)
         self._annotate(graph, nodes, weights, traces)
+        sizes = torch.tensor([w.numel() for w in weights.values()], dtype=torch.float64)
+        if not self._settled(traces / sizes):
+            message = f"traces had not settled after {len(traces)} probes: mind their standard errors, or allow more"
+            context.report.add(self.name, "warning", "", message)
         return graph
 
     def _batches(self, context: Context) -> list[LabelledBatch]:

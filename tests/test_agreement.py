@@ -38,8 +38,9 @@ from mbqc.widths import Widths, resolve
 from tests import zoo
 from tests.structures import STRUCTURES, structure
 
-ON_A_TIE = 1e-3
-"""Share of an operation's codes that may differ, by one. Measured: up to 4e-4 of the codes of a large tensor."""
+ON_A_TIE = 1e-4
+"""Share of an operation's codes that may differ, by one; a single one always may. Measured here: none of 2.9 million in
+the models, one in the structures. The distance to a tie that float32 sums can bridge is about 1e-5 of a code."""
 
 SHIFTED = "normalize,quant{ladder=shift,calibration=mse}"
 SWITCHED = "normalize,quant,bncorrect{statistics=width}"
