@@ -64,12 +64,11 @@ class BnCorrect(Pass):
                 calls.setdefault(str(node.target), []).append(node)
         found: list[tuple[fx.Node, str]] = []
         for norm, nodes in calls.items():
-            layers = {_layer_before(node) for node in nodes}
-            layer = layers.pop()
-            if layer is not None and not layers:
-                found += [(node, layer) for node in nodes]
-            elif layer is not None or layers:
-                message = "keeps shared statistics: it follows a layer, but not one alone"
+            layers = [_layer_before(node) for node in nodes]
+            if layers[0] is not None and len(set(layers)) == 1:
+                found += [(node, layers[0]) for node in nodes]
+            else:
+                message = "keeps the statistics that all widths share: it does not follow one quantized layer alone"
                 context.report.add(self.name, "warning", norm, message)
         if not found:
             raise PassError("statistics=width, but no BatchNorm follows a quantized layer", hint="leave the option out")

@@ -231,6 +231,59 @@ def test_quantization_multiplies_by_the_rounded_reciprocal() -> None:
     assert numerics.quantize(torch.tensor(45.5), torch.tensor(7.0), 0.0, 0, 255).item() == 7
 
 
+# Stored weights: rounded so that each channel keeps its sum
+
+
+def scaled_weights(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Weights [4, n] and scales at which nothing is clipped."""
+    count = draw(st.sampled_from([1, 2, 9, 100]))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 1 << 30)))
+    weight = torch.randn(4, count, generator=random, dtype=torch.float64) + torch.tensor([[0.0], [0.4], [-3.0], [0.0]])
+    weight[3] = draw(st.sampled_from([0.0, 0.3, -1.0]))  # a constant
+    return weight, weight.abs().amax(1).clamp(min=1e-3) / draw(st.floats(1.0, 126.0))
+
+
+@laws
+@given(st.composite(scaled_weights)())
+def test_stored_codes_keep_the_sum_of_each_channel(case: tuple[Tensor, Tensor]) -> None:
+    weight, scale = case
+    scaled, codes = weight / scale[:, None], numerics.quantize_weight(weight, scale)
+    assert set(codes.flatten().tolist()) <= set(range(-128, 128))
+    # half a code; 1 / s is rounded before it multiplies
+    assert float((codes.sum(1) - scaled.sum(1)).abs().max()) <= 0.5 + 1e-9
+
+
+@laws
+@given(st.composite(scaled_weights)())
+def test_stored_codes_are_one_of_the_two_next_to_the_weight_and_farther_only_next_to_a_tie(
+    case: tuple[Tensor, Tensor],
+) -> None:
+    """In each channel all codes that were rounded the other way lay closer to a tie than those that were not."""
+    weight, scale = case
+    scaled, codes = weight * scale.reciprocal()[:, None], numerics.quantize_weight(weight, scale)
+    assert bool(((codes - scaled).abs() < 1).all())
+    for real, code in zip(scaled, codes, strict=True):
+        nearest = torch.round(real)
+        moved = code - nearest
+        assert len(set(moved.tolist()) - {0.0}) <= 1  # all in one direction
+        if not bool(moved.any()):
+            continue
+        pull = (real - nearest) * moved.sum().sign()
+        assert float(pull[moved != 0].min()) >= float(pull[moved == 0].max())
+
+
+@pytest.mark.parametrize("weight", [[200.0, -300.0, 0.2, 0.3], [1e30, 1.0, 1.0, 1.0], [-1e30] * 4, [500.0, 0, 0, 0]])
+def test_stored_codes_stay_in_range_whatever_is_clipped(weight: list[float]) -> None:
+    codes = numerics.quantize_weight(torch.tensor([weight]), torch.ones(1))
+    assert set(codes[0].tolist()) <= set(range(-128, 128))
+
+
+def test_a_channel_of_few_weights_keeps_its_mean_where_rounding_would_not() -> None:
+    weight = torch.tensor([[0.4, 1.4, 2.4, 3.4, 4.4]])
+    assert torch.round(weight).sum() == 10
+    assert numerics.quantize_weight(weight, torch.ones(1)).sum() == 12
+
+
 # Requantization
 
 

@@ -19,7 +19,7 @@ from mbqc.ir.quantized import layer_nodes
 from mbqc.ir.text import graph_tensors, print_graph
 from mbqc.lookup import find_pass, pass_table
 from mbqc.pipeline import Context, Pass, Pipeline, Property, Report
-from mbqc.pipeline.instruments import Dump, Timing, Verify
+from mbqc.pipeline.instruments import Compare, Dump, Timing, Verify
 from mbqc.pipeline.pipeline import properties_of
 from mbqc.program.operations import Program
 from mbqc.program.text import print_program
@@ -368,6 +368,28 @@ def test_timing_reports_the_seconds_of_each_pass_in_order() -> None:
     parse("normalize,quant").run(zoo.traced(MODEL), zoo.context(MODEL), [Timing(report)])
     assert [name for name, _ in report.seconds] == ["normalize", "quant"]
     assert all(0 < seconds < 60 for _, seconds in report.seconds)
+
+
+@dataclass(frozen=True)
+class Halving(Pass):
+    """Changes the numbers of the float model."""
+
+    name: ClassVar[str] = "halving"
+
+    def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
+        graph.get_parameter("8.weight").data.mul_(0.5)
+        return graph
+
+
+def test_compare_names_the_passes_that_change_the_float_model() -> None:
+    context = zoo.context(MODEL)
+    ready("normalize", Halving(), "quant", "bncorrect", "hasb{probes=2}").run(
+        zoo.traced(MODEL), context, [Compare(context)]
+    )
+    changes = [
+        (note.source, note.message) for note in context.report.notes if "changes the float model" in note.message
+    ]
+    assert [source for source, _ in changes] == ["halving"]
 
 
 def test_a_report_keeps_a_note_once() -> None:

@@ -67,6 +67,7 @@ class Notes:
     warnings: tuple[str, ...]
     skipped: tuple[str, ...]
     fallbacks: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     def warn(self) -> None:
         """Prints the warnings on stderr."""
@@ -74,8 +75,9 @@ class Notes:
             warn(message)
 
     def show(self) -> None:
-        """Prints what runs in float."""
-        for title, lines in (("layers left in float", self.skipped), ("operations in float", self.fallbacks)):
+        """Prints what runs in float, and what else passes remarked."""
+        groups = {"layers left in float": self.skipped, "operations in float": self.fallbacks, "remarks": self.remarks}
+        for title, lines in groups.items():
             if lines:
                 print(title)
                 for line in lines:
@@ -176,7 +178,7 @@ def describe_notes(manifest: Manifest) -> Notes:
             result.append(f"{_enumerate(subjects)}: {message}" if subjects else message)
         return tuple(result)
 
-    return Notes(lines("warning"), lines("skip"), lines("fallback"))
+    return Notes(lines("warning"), lines("skip"), lines("fallback"), lines("info"))
 
 
 def _enumerate(names: Sequence[str], most: int = 4) -> str:

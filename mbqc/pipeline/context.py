@@ -23,7 +23,8 @@ class Note:
     """Something the user should know: what was skipped, what falls back to float, what was assumed.
 
     Attributes:
-        kind: `skip` a layer left in float, `fallback` an operation without an integer form, `warning` anything else.
+        kind: `skip` a layer left in float, `fallback` an operation without an integer form, `warning` what may be wrong,
+            `info` any other remark.
         subject: node or layer, empty where the note is about the whole model.
     """
 

@@ -46,7 +46,7 @@ WIDTH_NORMS = "normalize,quant{pin_ends=false,ladder=shift},bncorrect{statistics
 
 AGREEMENT = 90.0
 """Decibels; float rounding alone leaves more than 100. One value that is rounded the other way costs far more, and
-whether a sample has one is luck: so the best of several samples counts. `tests/test_agreement.py` needs no luck."""
+whether a sample has one is luck: so the best of several samples counts. `tests/teacher.py` needs no luck."""
 
 
 def compiled(
