@@ -1,6 +1,6 @@
 """A pass of one's own in thirty lines: sets the smallest weights of every layer to zero before quantization.
 
-    mbqc compile examples/digits/model.py --passes 'examples/prune_pass.py:Prune{share=0.3},quant,bncorrect'
+mbqc compile examples/digits/model.py --passes 'examples/prune_pass.py:Prune{share=0.3},quant,bncorrect'
 """
 
 from dataclasses import dataclass

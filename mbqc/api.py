@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from mbqc.artifact import Manifest, StoredNote
@@ -86,6 +87,9 @@ def pipeline_of(passes: str | Sequence[Pass]) -> Pipeline:
         PipelineError: the text is wrong, or the passes cannot run in this order.
     """
     pipeline = Pipeline.parse(passes, find_pass) if isinstance(passes, str) else Pipeline(tuple(passes))
+    wrong = next((item for item in pipeline.passes if not isinstance(item, Pass)), None)
+    if wrong is not None:
+        raise PipelineError(f"{wrong!r} is no pass", hint="give passes as one text, or as instances")
     names = [item.name for item in pipeline.passes]
     first = () if "normalize" in names else (find_pass("normalize")(),)
     last = () if "lower" in names else (find_pass("lower")(),)
@@ -107,6 +111,8 @@ def compile_model(model: nn.Module, pipeline: Pipeline, context: Context, dump: 
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
+    if torch.is_inference_mode_enabled():
+        raise UsageError("passes need gradients", where="torch.inference_mode", hint="compile outside of it")
     graph = trace(model, context.example_inputs)
     instruments: list[Instrument] = [Timing(context.report), Verify(ALL), Compare(context)]
     if dump is not None:

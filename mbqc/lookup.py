@@ -29,7 +29,7 @@ def find_pass(name: str) -> type[Pass]:
     place = name if ":" in name else pass_table().get(name)
     if place is None:
         close = difflib.get_close_matches(name, pass_table(), n=2)
-        known = f"the passes are {', '.join(pass_table())}"
+        known = f"the passes are {', '.join(pass_table())}; one of your own is written path/file.py:Name"
         raise PipelineError(f"there is no pass {name!r}", hint=f"did you mean {close[0]}?" if close else known)
     module, _, attribute = place.rpartition(":")
     found = getattr(import_module(module), attribute, None)
@@ -87,7 +87,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _import_error(place: str, error: BaseException) -> ModelError:
     if isinstance(error, SyntaxError):
-        return ModelError(f"syntax error: {error.msg}", where=f"{error.filename}:{error.lineno}")
+        where = f"{error.filename}:{error.lineno}" if error.filename and error.lineno else place
+        return ModelError(f"syntax error: {error.msg}", where=where)
     where = user_line(error) or place
     return ModelError(f"raised {type(error).__name__} while it was imported: {error}", where=where)
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from types import EllipsisType, MappingProxyType
 
 from mbqc.errors import WidthsError
@@ -65,20 +66,22 @@ def resolve(bits: Bits, layers: Mapping[str, int | None]) -> Widths:
     else:
         named, rest = {}, bits
     for name, value in [*named.items(), *([] if rest is None else [("all layers", rest)])]:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= FULL_BITS:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= FULL_BITS:
             raise WidthsError(f"width {value!r} of {name} is not a whole number from 1 to {FULL_BITS}")
     for name in named:
         if name not in layers:
-            raise WidthsError(f"there is no quantized layer {name!r}", hint=_suggest(str(name), layers))
+            raise WidthsError(f"there is no quantized layer {name!r}", hint=_suggest(name, layers))
     chosen = []
     for layer, pinned in layers.items():
         width = named.get(layer, pinned if pinned is not None else rest)
         if width is None:
             raise WidthsError(f"layer {layer!r} is given no width", hint="name it, or give the rest a width with '...'")
-        chosen.append((layer, width))
+        chosen.append((layer, int(width)))
     return Widths(tuple(chosen))
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
+def _suggest(name: object, known: Iterable[str]) -> str:
+    if not isinstance(name, str):
+        return "layers are named by text"
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"did you mean {' or '.join(close)}?" if close else "`mbqc inspect` lists the layers"

@@ -50,7 +50,7 @@ class Hasb(Pass):
     sets: ClassVar[tuple[Property, ...]] = (SENSITIVITY,)
 
     def __post_init__(self) -> None:
-        if self.probes < 2 or self.samples < 1 or self.tolerance <= 0:
+        if self.probes < 2 or self.samples < 1 or not self.tolerance > 0:
             raise PipelineError("probes must be at least 2, samples at least 1, tolerance positive", where="pass hasb")
         if not self.bits or any(b not in ALL_BITS for b in self.bits):
             raise PipelineError(f"bits={self.bits} must be widths from 1 to 8", where="pass hasb")
@@ -187,9 +187,18 @@ def _loss(context: Context, batches: list[LabelledBatch], source: str) -> Callab
 
         def with_labels(output: Any, target: Tensor | None) -> Tensor:
             try:
-                return own(output, cast(Tensor, target))
+                value = own(output, cast(Tensor, target))
             except Exception as error:  # the user's function may raise anything
                 raise DataError(f"loss(output, target) failed: {type(error).__name__}: {error}") from error
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                shape = f" and shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+                raise DataError(
+                    f"loss(output, target) returned an object of type {type(value).__name__}{shape}, expected a scalar",
+                    hint="average over the samples, with .mean()" if shape else "return a tensor of one number",
+                )
+            if not value.requires_grad:
+                raise DataError("loss(output, target) does not depend on output in a way that torch can differentiate")
+            return value
 
         return with_labels
     missing = "no loss()" if labelled else "no labelled data"

@@ -104,7 +104,7 @@ def sample_manifest() -> Manifest:
         StoredNote("lower", "fallback", "w3", "aten.softmax.int runs in float"),
     )
     sqnr = {layer: {str(bits): 6.0 * bits for bits in ALL_BITS} for layer in LAYERS} | {"layer1": {"8": float("inf")}}
-    return Manifest("0.1.0", "Net", "quant,lower", "torch.fx", 1000, (("quant", 0.5),), notes, sqnr)
+    return Manifest("0.1.0", "Net", "quant,lower", "torch.fx", 1000, notes, sqnr)
 
 
 def sample_compiled(backend: str = "reference") -> Compiled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import fx
 
-from mbqc.errors import DataError, PassError, PipelineError, VerifyError
+from mbqc.errors import DataError, PassError, PipelineError, UsageError, VerifyError
 from mbqc.ir.parse import parse_graph
 from mbqc.ir.quantized import layer_nodes
 from mbqc.ir.text import graph_tensors, print_graph
@@ -201,6 +202,39 @@ def test_a_pass_that_fails_is_named(node: str | None, where: str) -> None:
     with pytest.raises(PassError, match="it cannot be done") as caught:
         Pipeline((Failing(node),)).run(zoo.traced(MODEL), zoo.context(MODEL))
     assert caught.value.where == where
+
+
+BROKEN_PASS = """
+from dataclasses import dataclass
+from typing import ClassVar
+from mbqc.pipeline import Pass
+
+@dataclass(frozen=True)
+class Broken(Pass):
+    name: ClassVar[str] = "broken"
+
+    def run(self, graph, context):
+        BODY
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "where"),
+    [
+        (
+            "graph.get_submodule('8').weight.quantile(7)",
+            r"raised RuntimeError: quantile\(\)",
+            "pass broken ({file}:11)",
+        ),
+        ("graph.graph.lint()", "returned an object of type NoneType, expected the graph", "pass broken"),
+    ],
+)
+def test_a_users_pass_that_fails_is_named_with_its_line(tmp_path: Path, body: str, message: str, where: str) -> None:
+    file = tmp_path / "my_passes.py"
+    file.write_text(BROKEN_PASS.replace("BODY", body))
+    with pytest.raises(PassError, match=message) as caught:
+        parse(f"normalize,{file}:Broken").run(zoo.traced(MODEL), zoo.context(MODEL))
+    assert caught.value.where == where.format(file=file)
 
 
 USERS_PASS = '''
@@ -413,15 +447,23 @@ X = torch.zeros(2, 3)
         ([torch.zeros(0, 3)], "the batch is empty"),
         ([X, X / 0], "batch 1: an input holds NaN or infinity"),
         ([torch.full((2, 3), float("inf"))], "an input holds NaN or infinity"),
-        (["text"], "a batch is a str"),
+        (["text"], "batch 0: a batch is of type str"),
+        ([X, {"x": X}], "calibration data, batch 1: a batch is of type dict"),
+        (X, r"calibration is a tensor, expected batches\n  try: write calibration=\[...\]"),
         ([(X, X, X)], "a batch has 3 parts, the model takes 1"),
         ([((X, X), X)], "a batch has 3 parts, the model takes 1"),
         ([(X, "label")], "a batch has 2 parts"),
     ],
 )
-def test_calibration_data_that_does_not_fit_is_refused(data: list[object], message: str) -> None:
+def test_calibration_data_that_does_not_fit_is_refused(data: Iterable[object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Context((X,), data).calibration_batches()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "0"])
+def test_a_seed_is_a_whole_number_that_torch_takes(seed: Any) -> None:
+    with pytest.raises(UsageError, match="must be a whole number from 0 to"):
+        Context((X,), seed=seed)
 
 
 def test_batches_are_inputs_with_or_without_a_target() -> None:

@@ -52,8 +52,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(),
     float: st.floats(allow_nan=False),
     bool: st.booleans(),
-    str: st.text()
-    | st.sampled_from(["none", "true", "inf", "-3", "1e5", "a,b", 'a"b', "a'b", "{}", "a:b", "\\", "="]),
+    str: st.text() | st.sampled_from(["none", "true", "inf", "-3", "1e5", "a,b", 'a"b', "a'b", "{}", "a:b", "\\", "="]),
     Literal["round", "floor", "none", "a b", "8"]: st.sampled_from(["round", "floor", "none", "a b", "8"]),
     Literal[1, 2, "auto"]: st.sampled_from([1, 2, "auto"]),
 }
@@ -172,9 +171,7 @@ def test_only_changed_options_are_printed() -> None:
     assert format_spec("ReLU", {}) == "ReLU"
 
 
-@pytest.mark.parametrize(
-    "name", ["quant", "package.module:Name", "path/to-my/file.py:Name", "./file.py:Name"]
-)
+@pytest.mark.parametrize("name", ["quant", "package.module:Name", "path/to-my/file.py:Name", "./file.py:Name"])
 def test_names(name: str) -> None:
     assert split_specs(f"{name}{{a=1}},x") == [(name, {"a": "1"}), ("x", {})]
 

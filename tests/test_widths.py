@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mbqc.errors import WidthsError
@@ -22,11 +23,15 @@ LAYERS = {"stem": 8, "body.0": None, "body.1": None, "fc": 8}
         ({"stem": 4, ...: 4}, (4, 4, 4, 8)),
         ({"body.0": 2, "body.1": 3}, (8, 2, 3, 8)),
         ({"fc": 1, "body.1": 2, "body.0": 3, "stem": 5}, (5, 3, 2, 1)),
+        (np.int64(3), (8, 3, 3, 8)),
+        ({"body.1": np.int8(2), ...: 4}, (8, 4, 2, 8)),
     ],
 )
 def test_resolve(bits: Any, expected: tuple[int, ...]) -> None:
     """A pinned layer keeps its width unless it is named; the order is that of the graph."""
-    assert resolve(bits, LAYERS).layers == tuple(zip(LAYERS, expected, strict=True))
+    found = resolve(bits, LAYERS).layers
+    assert found == tuple(zip(LAYERS, expected, strict=True))
+    assert all(type(width) is int for _, width in found)
 
 
 @pytest.mark.parametrize("wrong", [0, 9, -1, 1.0, 4.5, True, "4", None])
@@ -44,6 +49,9 @@ def test_unknown_layer_suggests() -> None:
     assert "did you mean body.1 or body.0?" in str(caught.value)
     with pytest.raises(WidthsError, match="mbqc inspect"):
         resolve({"zzzzz": 4, ...: 8}, LAYERS)
+    number: Any = {3: 4, ...: 8}
+    with pytest.raises(WidthsError, match="layers are named by text"):
+        resolve(number, {"3": None})
 
 
 def test_missing_layer() -> None:

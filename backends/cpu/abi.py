@@ -34,6 +34,7 @@ class Epilogue(ctypes.Structure):
         ("residual", Place),
         ("has_residual", c_int64),
         ("to_float", c_int64),
+        ("in_range", c_int64),
         ("table_step", c_int64),
         ("residual_multiplier", c_float),
         ("low", c_float),

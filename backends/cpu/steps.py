@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mbqc import numerics
 from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.geometry import LayerData, extent
 from mbqc.backends.cpu.memory import Layout
@@ -29,6 +30,9 @@ from mbqc.program.operations import (
     Quantize,
     Reshape,
 )
+
+SAFE_TOTAL = 2.0**30
+"""Bound of totals that are in int32's range, with room for rounding."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class StepBuilder:
             case Concat():
                 return [abi.step("map", part) for part in self._concat(step.operation, step)]
             case Lookup():
+                if _is_identity(step.table):
+                    return [abi.step("copy", self._copy(step.operation))]
                 return [abi.step("lookup", self._lookup(step.operation, step))]
             case Reshape():
                 return [abi.step("copy", self._copy(step.operation))]
@@ -79,6 +85,21 @@ class StepBuilder:
         """The address of a table; who runs the steps keeps `tables` alive."""
         self.tables.append(table)
         return table.data_ptr()
+
+    def _layer_epilogue(self, operation: Conv | Linear, step: Step) -> abi.Epilogue:
+        """Of a layer: it also says whether totals need no cap before they become whole numbers."""
+        bound, largest_code = step.epilogues[0], numerics.activation_range(numerics.STORED_BITS)[1]
+        largest_window = largest_code * self.program.tensors[operation.weight.codes][0].numel()
+        parts = [
+            bound.multiplier.abs().max() * largest_window * -numerics.weight_range(step.bits)[0],
+            bound.addend.abs().max(),
+            torch.tensor(bound.residual_multiplier * largest_code).abs(),
+        ]
+        if bound.window_multiplier is not None:
+            parts.append(bound.window_multiplier.abs().max() * largest_window)
+        epilogue = self._epilogue(bound, operation.output, operation.epilogue.residual)
+        epilogue.in_range = bool(torch.stack(parts).sum() < SAFE_TOTAL)
+        return epilogue
 
     def _epilogue(self, bound: BoundEpilogue, output: str, residual: str | None = None) -> abi.Epilogue:
         def pointer(table: Tensor | None) -> int | None:
@@ -127,7 +148,7 @@ class StepBuilder:
             pixel_sums=scratch.pixel_sums,
             windows=scratch.windows,
             columns=scratch.columns,
-            epilogue=self._epilogue(step.epilogues[0], operation.output, operation.epilogue.residual),
+            epilogue=self._layer_epilogue(operation, step),
             weights=self._weights(data, step.bits),
             run_taps=g.run_taps,
             images=g.images,
@@ -153,7 +174,7 @@ class StepBuilder:
             input=self._place(operation.input),
             output=self._place(operation.output),
             columns=self.layout.scratch.columns,
-            epilogue=self._epilogue(step.epilogues[0], operation.output, operation.epilogue.residual),
+            epilogue=self._layer_epilogue(operation, step),
             weights=self._weights(data, step.bits),
             ones=self._pointer(data.ones),
             images=g.images,
@@ -224,7 +245,7 @@ class StepBuilder:
             self._is_float(operation.output),
         )
 
-    def _copy(self, operation: Reshape) -> abi.Copy:
+    def _copy(self, operation: Reshape | Lookup) -> abi.Copy:
         size = extent(self._shape(operation.input)) * self._item_bytes(operation.input)
         return abi.Copy(self._place(operation.input), self._place(operation.output), size)
 
@@ -251,6 +272,11 @@ class StepBuilder:
 
     def _item_bytes(self, name: str) -> int:
         return ITEM_BYTES[self.program.listing.values[name].dtype]
+
+
+def _is_identity(table: Tensor | None) -> bool:
+    """Whether a lookup moves codes between equal grids."""
+    return table is not None and table.dtype == torch.uint8 and torch.equal(table, torch.arange(256, dtype=torch.uint8))
 
 
 def _readable(table: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Held-out accuracy of the digits network at every width, with and without moment correction, without any training.
 
-    python examples/digits/widths.py
+python examples/digits/widths.py
 """
 
 from __future__ import annotations

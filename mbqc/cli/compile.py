@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mbqc.pipeline import Context
     from mbqc.userfile import UserModel
 
+MAX_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Compiled(Answer):
@@ -59,7 +61,7 @@ def compile_(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: the model's name with .mbqc.")] = None,
     backend: BackendOption = "cpu",
     data: DataOption = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = 0,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Writes the graph after each pass here.")] = None,
     json: JsonOption = False,
 ) -> Compiled:
@@ -81,7 +83,7 @@ def compile_(
     torch.manual_seed(seed)
     user = load_user_model(model)
     path = out if out is not None else Path(f"{_stem(user.place)}.mbqc")
-    require_writable(path)
+    require_writable(path, [Path(str(user.module.__file__))])
     if dump is not None:
         _make_folder(dump)
     context = _context(user, seed)

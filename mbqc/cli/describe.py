@@ -144,7 +144,7 @@ def show_layers(rows: Sequence[LayerRow]) -> None:
     print_table(columns)
     print("  pin: the width a layer keeps unless it is named.")
     if measured:
-        print("  8b to 1b: SQNR of the layer's output in dB, all layers at that width.")
+        print("  8b to 1b: SQNR of the layer's output in dB at that uniform width.")
     if sensitive:
         print("  sensitivity: Hessian trace per parameter, and its standard error.")
     print()

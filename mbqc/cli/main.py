@@ -40,22 +40,37 @@ def run_command(arguments: list[str]) -> int:
             answer = typer.main.get_command(_app()).main(
                 arguments or ["--help"], prog_name="mbqc", standalone_mode=False
             )
-        if isinstance(answer, Answer):
-            print_json(answer) if as_json else answer.show()
-        sys.stdout.flush()
+        _print(answer, as_json)
         return answer if isinstance(answer, int) else 0
     except MbqcError as error:
         return _report(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output has gone, as in `mbqc inspect m.mbqc | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except Exception as error:
         if isinstance(error, WRONG_CALL):
             return _report(_usage_error(error), as_json)
         traceback.print_exc()
         return _report(MbqcError(f"internal error, please report it: {type(error).__name__}: {error}"), as_json)
+
+
+def _print(answer: object, as_json: bool) -> None:
+    try:
+        if isinstance(answer, Answer):
+            print_json(answer) if as_json else answer.show()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise MbqcError(f"cannot write the answer: {error.strerror or error}") from error
+
+
+def _drop_output() -> None:
+    """Lets what could not be written go, or it would fail once more at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _app() -> typer.Typer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,7 +68,7 @@ def parse_bits(text: str) -> Bits:
 
 def _read_widths(path: Path) -> Bits:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(), object_pairs_hook=_unique)
     except OSError as error:
         raise WidthsError(f"cannot read: {error.strerror or error}", where=str(path)) from error
     except ValueError as error:
@@ -76,3 +76,12 @@ def _read_widths(path: Path) -> Bits:
     if not isinstance(found, dict):
         raise WidthsError('must hold an object such as {"conv1": 8, "...": 4}', where=str(path))
     return {... if name == "..." else name: width for name, width in found.items()}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; json itself would let the last of two equal names win."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is given twice")
+    return dict(pairs)

@@ -8,10 +8,13 @@ import sys
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mbqc.errors import MbqcError
+from mbqc.errors import MbqcError, UsageError
+
+SHORTEST_NAME = 12
+"""Letters of a name that a table keeps on the narrowest terminal."""
 
 
 class Answer(ABC):
@@ -52,7 +55,7 @@ class Column:
 
 
 def print_table(columns: Iterable[Column]) -> None:
-    """Prints as many of the columns as fit the terminal."""
+    """Prints as many of the columns as fit the terminal; where that is not enough, the first one loses letters."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -64,12 +67,21 @@ def print_table(columns: Iterable[Column]) -> None:
         if last == 0:
             break
         shown.remove(next(column for column in reversed(shown) if column.rank == last))
+    if shown:
+        shown[0] = _shortened(shown[0], console.width - sum(_width(column) + 2 for column in shown[1:]))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in shown:
         table.add_column(column.title, justify="left" if column.left else "right", no_wrap=True)
     for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*row)
     console.print(table)
+
+
+def _shortened(column: Column, width: int) -> Column:
+    """The ends of names are kept: layers of one network tend to differ there."""
+    most = max(width, SHORTEST_NAME)
+    cells = [text if len(text) <= most else f"…{text[1 - most :]}" for text in column.cells]
+    return replace(column, cells=cells)
 
 
 def _width(column: Column) -> int:
@@ -124,14 +136,17 @@ def write_output(path: Path, content: bytes) -> None:
         raise MbqcError(f"cannot write: {error.strerror or error}", where=str(path)) from error
 
 
-def require_writable(path: Path) -> None:
-    """Refuses an output path on which long work would be lost.
+def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuses an output path on which long work, or a file that the command reads, would be lost.
 
     Raises:
+        UsageError: the path is one of `inputs`.
         MbqcError: the folder is missing or not writable, or the path is a folder.
     """
     from mbqc.files import check_writable
 
+    if path.resolve() in [given.resolve() for given in inputs]:
+        raise UsageError("cannot write: it would replace a file that this command reads", where=str(path))
     try:
         check_writable(path)
     except OSError as error:

@@ -61,6 +61,7 @@ class PassList(Answer):
                 print("  Types and defaults:")
             for option in row.options:
                 default = "required" if option.default is None else f"= {option.default}"
+                default = "= none" if option.default == ":" else default
                 print(f"      {option.name}: {option.type}  {default}")
         if not self.whole:
             print("\nA pipeline: quant{bits=8:4:2},bncorrect,hasb   More on one pass: mbqc passes NAME")

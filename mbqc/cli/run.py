@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mbqc.cli.options import ArtifactArgument, BackendOption, JsonOption, parse_bits
-from mbqc.cli.output import Answer, print_wrapped, require_writable, write_output
+from mbqc.cli.output import Answer, print_wrapped, require_writable, warn, write_output
 from mbqc.errors import InputError, UsageError, WidthsError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(
     if len(output) != len(names):
         raise UsageError(f"the model has {len(names)} output(s) ({', '.join(names)}), {len(output)} --output given")
     for path in output:
-        require_writable(path)
+        require_writable(path, [artifact, *input])
     results = compiled(*(_read_array(path) for path in input), bits=chosen)
     arrays = [tensor.numpy() for tensor in (results if isinstance(results, tuple) else (results,))]
     for path, array in zip(output, arrays, strict=True):
@@ -110,6 +110,8 @@ def _parse_budget(text: str) -> float:
 def _within(compiled: Compiled, mean: float) -> Bits:
     from mbqc.budget import widths_of_mean
 
+    if any(info.sensitivity is None for info in compiled.program.listing.layers.values()):
+        warn("no sensitivity was measured (the pass hasb does it): all layers count alike")
     return widths_of_mean(compiled.program, mean)
 
 

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,13 +24,15 @@ def trace_by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.
     Raises:
         TraceError: control flow depends on data, the batch size is fixed, or export fails otherwise.
     """
-    batch = {0: torch.export.Dim.DYNAMIC}
     # a batch of one would become a constant
     inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example_inputs)
+    dynamic: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for x in inputs:
+        dynamic[x] = {0: torch.export.Dim.DYNAMIC}
     try:
         # under no_grad, for a model may ask for that itself: a change of grad mode would become a node
         with _quiet(), torch.no_grad():
-            program = torch.export.export(model, inputs, dynamic_shapes=((batch,) * len(inputs)), strict=False)
+            program = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
             exported = program.module(check_guards=False)
     except Exception as exc:
         raise _explain(exc) from exc
@@ -69,6 +72,8 @@ def _explain(error: Exception) -> TraceError:
             hint="write shapes with x.shape[0] or -1 instead of a fixed batch size",
         )
     reason = str(error).strip().split("\n")[0]
+    if "ScriptModule" in reason:
+        return TraceError("the model is a ScriptModule, or holds one", hint="give the nn.Module that it was made from")
     return TraceError(
         f"neither torch.fx nor torch.export can trace the model: {type(error).__name__}: {reason}",
         where=where,

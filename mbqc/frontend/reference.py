@@ -50,7 +50,13 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(model).eval()
     except Exception as exc:
-        raise ModelError(f"the model cannot be copied: {exc}", hint="copy.deepcopy(model) must work") from exc
+        derived = "graph leaves" in str(exc)
+        raise ModelError(
+            "a tensor of the model is computed from others" if derived else f"the model cannot be copied: {exc}",
+            hint="torch.nn.utils.prune.remove or remove_weight_norm makes it a parameter"
+            if derived
+            else "copy.deepcopy(model) must work",
+        ) from exc
     for module in copied.modules():
         if parametrize.is_parametrized(module):
             _freeze_parametrizations(module)

@@ -42,6 +42,8 @@ RENAMED = {
     "itruediv": "div_",
     "truediv": "div",
     "concat": "cat",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
     "dropout2d": "feature_dropout",
     "dropout3d": "feature_dropout",
 }

@@ -28,9 +28,7 @@ def format_module(module: nn.Module) -> str:
     that is none of `MODULES`, stands in angle brackets.
     """
     arguments = {key: (_argument(module, p), p.default) for key, p in _arguments(type(module)).items()}
-    texts = {
-        key: _text(value) for key, (value, default) in arguments.items() if not _is_default(value, default)
-    }
+    texts = {key: _text(value) for key, (value, default) in arguments.items() if not _is_default(value, default)}
     return format_spec(type(module).__name__, texts)
 
 
@@ -43,9 +41,7 @@ def build_module(cls: type[nn.Module], options: Mapping[str, str]) -> nn.Module:
     known = _arguments(cls)
     for key in options:
         if key not in known:
-            raise VerifyError(
-                f"{cls.__name__} has no option {key!r}", hint=f"its options are {', '.join(known)}"
-            )
+            raise VerifyError(f"{cls.__name__} has no option {key!r}", hint=f"its options are {', '.join(known)}")
     values = {key: parse_literal(text) for key, text in options.items()}
     try:
         with torch.device("meta"):  # no time, memory or random numbers spent on weights that are replaced
@@ -94,9 +90,7 @@ class TensorStore:
                     continue
                 tensor = self.get(f"{name}.{key}", as_parameter)
                 if tensor.shape != empty.shape:
-                    message = (
-                        f"tensor {name}.{key} has shape {tuple(tensor.shape)}, expected {tuple(empty.shape)}"
-                    )
+                    message = f"tensor {name}.{key} has shape {tuple(tensor.shape)}, expected {tuple(empty.shape)}"
                     raise VerifyError(message)
                 setattr(module, key, tensor)
 

@@ -48,9 +48,7 @@ class Cursor:
     def error(self, expected: str) -> VerifyError:
         """The error that `expected` does not stand here."""
         rest = self._line[self._at :].strip()
-        return VerifyError(
-            f"expected {expected}, found {rest!r}" if rest else f"expected {expected}", where=self.where
-        )
+        return VerifyError(f"expected {expected}, found {rest!r}" if rest else f"expected {expected}", where=self.where)
 
     @contextmanager
     def blame(self) -> Iterator[None]:

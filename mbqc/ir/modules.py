@@ -58,7 +58,7 @@ class WeightQuantizer(nn.Module):
     def __init__(self, layer: str, channels: int, ladder: Ladder) -> None:
         super().__init__()
         self.layer, self.channels, self.ladder = layer, channels, ladder
-        self.scale = nn.Parameter(torch.ones(channels))
+        self.scale = nn.Parameter(torch.ones(channels, dtype=torch.float32))
 
     def forward(self, weight: Tensor, widths: Widths) -> Tensor:
         """`weight` [channels, ...] on the grid of the layer's width."""
@@ -123,8 +123,8 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, layers: tuple[str, ...], bits: tuple[int, ...]) -> None:
         super().__init__()
         self.layers, self.bits = tuple(layers), tuple(bits)
-        self.scale = nn.Parameter(torch.ones(len(bits)))
-        self.register_buffer("zero_point", torch.zeros(len(bits)))
+        self.scale = nn.Parameter(torch.ones(len(bits), dtype=torch.float32))
+        self.register_buffer("zero_point", torch.zeros(len(bits), dtype=torch.float32))
 
     def forward(self, x: Tensor, widths: Widths) -> Tensor:
         """`x` on the grid of its width."""
@@ -161,9 +161,11 @@ class WidthBatchNorm(nn.Module):
     def __init__(self, layer: str, num_features: int, eps: float) -> None:
         super().__init__()
         self.layer, self.num_features, self.eps = layer, num_features, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
-        self.register_buffer("running_mean", torch.zeros(numerics.STORED_BITS + 1, num_features))
-        self.register_buffer("running_var", torch.ones(numerics.STORED_BITS + 1, num_features))
+        self.weight = nn.Parameter(torch.ones(num_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(num_features, dtype=torch.float32))
+        rows = numerics.STORED_BITS + 1
+        self.register_buffer("running_mean", torch.zeros(rows, num_features, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(rows, num_features, dtype=torch.float32))
 
     def forward(self, x: Tensor, widths: Widths) -> Tensor:
         """`x` [N, num_features, ...] normalized with the statistics of the layer's width."""

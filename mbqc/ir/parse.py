@@ -134,22 +134,16 @@ class _GraphReader:
             name, options = cursor.spec("an annotation such as pinned{bits=8}")
             if name not in self._annotations:
                 known = ", ".join(self._annotations)
-                raise VerifyError(
-                    f"there is no annotation {name!r}", where=cursor.where, hint=f"known are {known}"
-                )
+                raise VerifyError(f"there is no annotation {name!r}", where=cursor.where, hint=f"known are {known}")
             with cursor.blame():
                 annotate(node, parse_dataclass(self._annotations[name], options, name))
 
 
-def _root(
-    reader: _GraphReader, definitions: Mapping[str, tuple[Cursor, nn.Module]], store: TensorStore
-) -> nn.Module:
+def _root(reader: _GraphReader, definitions: Mapping[str, tuple[Cursor, nn.Module]], store: TensorStore) -> nn.Module:
     """The attributes that the graph refers to."""
     for target, cursor in reader.called.items():
         if target not in definitions:
-            raise VerifyError(
-                f"there is no module {target!r}", where=cursor.where, hint="define it in modules { }"
-            )
+            raise VerifyError(f"there is no module {target!r}", where=cursor.where, hint="define it in modules { }")
     root = nn.Module()
     for name in sorted(definitions, key=lambda name: name.count(".")):  # outer modules before those within
         cursor, module = definitions[name]
@@ -246,9 +240,7 @@ class _Lines:
         # Not splitlines(): a string may hold other line separators.
         numbered = list(enumerate(text.split("\n"), 1))
         self.where = self._end = f"line {len(numbered)}"
-        self._cursors = deque(
-            Cursor(line, n) for n, line in numbered if line.strip() and line.strip()[0] != "#"
-        )
+        self._cursors = deque(Cursor(line, n) for n, line in numbered if line.strip() and line.strip()[0] != "#")
 
     def at_end(self) -> bool:
         """Whether no line is left."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mbqc.errors import DataError
+from mbqc.errors import DataError, UsageError
 
 Batch = tuple[Tensor, ...]
 """Model inputs of one batch."""
@@ -17,14 +17,16 @@ Batch = tuple[Tensor, ...]
 LabelledBatch = tuple[Batch, Tensor | None]
 """Model inputs and their targets; None without labels."""
 
+MAX_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Note:
     """Something the user should know: what was skipped, what falls back to float, what was assumed.
 
     Attributes:
-        kind: `skip` a layer left in float, `fallback` an operation without an integer form, `warning` what may be wrong,
-            `info` any other remark.
+        kind: `skip` a layer left in float, `fallback` an operation without an integer form, `warning` what may be
+            wrong, `info` any other remark.
         subject: node or layer, empty where the note is about the whole model.
     """
 
@@ -70,7 +72,7 @@ class Context:
             inputs then serve.
         labelled: batches with targets for passes that need a loss; None: calibration data without labels.
         loss: `loss(output, target) -> scalar`, None for the loss against the model's own prediction.
-        seed: of everything random.
+        seed: of everything random, not negative.
         report: notes of passes.
         progress: shows long work.
     """
@@ -84,6 +86,11 @@ class Context:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(f"seed={self.seed!r} must be a whole number from 0 to 2^63 - 1")
+        for name, data in (("calibration", self.calibration), ("labelled", self.labelled)):
+            if isinstance(data, Tensor):  # which can be iterated, sample by sample
+                raise DataError(f"{name} is a tensor, expected batches", hint=f"write {name}=[...] for one batch")
         if self.calibration is not None:  # several passes read it, an iterator could be read once only
             object.__setattr__(self, "calibration", tuple(self.calibration))
 
@@ -119,14 +126,14 @@ class Context:
 
     def _checked(self, data: Iterable[object], what: str) -> Iterator[LabelledBatch]:
         for index, item in enumerate(data):
-            inputs, target = split_batch(item, len(self.example_inputs))
             where = f"{what}, batch {index}"
+            inputs, target = split_batch(item, len(self.example_inputs), where)
             for given, example in zip(inputs, self.example_inputs, strict=True):
                 check_input(given, example, where)
             yield inputs, target
 
 
-def split_batch(item: object, count: int) -> LabelledBatch:
+def split_batch(item: object, count: int, where: str | None = None) -> LabelledBatch:
     """A batch as (inputs, target): a tensor, a tuple of `count` inputs, or either with one target behind it.
 
     Raises:
@@ -137,13 +144,16 @@ def split_batch(item: object, count: int) -> LabelledBatch:
     elif isinstance(item, tuple | list):
         parts = tuple(item)
     else:
-        raise DataError(f"a batch is a {type(item).__name__}", hint="give tensors, or tuples (inputs, target)")
+        raise DataError(
+            f"a batch is of type {type(item).__name__}", where=where, hint="give tensors, or tuples (inputs, target)"
+        )
     if len(parts) == 2 and isinstance(parts[0], tuple | list):
         parts = (*parts[0], parts[1])
     tensors = tuple(part for part in parts if isinstance(part, Tensor))
     if len(tensors) != len(parts) or len(parts) not in (count, count + 1):
         raise DataError(
             f"a batch has {len(parts)} parts, the model takes {count} input(s)",
+            where=where,
             hint="give the inputs, or the inputs and one target",
         )
     return tensors[:count], tensors[count] if len(tensors) > count else None

@@ -113,12 +113,14 @@ class Dump(Instrument):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._count = 0
 
     def after(self, index: int, item: Pass, result: fx.GraphModule | Program) -> None:
-        """Writes one file."""
+        """Writes one file; the numbers go on through several runs, as `compile` makes two."""
         self._folder.mkdir(parents=True, exist_ok=True)
         text = print_program(result) if isinstance(result, Program) else print_graph(result)
-        (self._folder / f"{index:03d}_{item.name}.ir").write_text(text)
+        (self._folder / f"{self._count:03d}_{item.name}.ir").write_text(text)
+        self._count += 1
 
 
 def _around(text: str, where: str | None, lines: int = 3) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
-from mbqc.errors import MbqcError, PipelineError
+from mbqc.errors import MbqcError, PassError, PipelineError
 from mbqc.pipeline.context import Context
 from mbqc.pipeline.instruments import Instrument
 from mbqc.pipeline.passes import Pass, Property
@@ -114,10 +116,28 @@ def _repeatable(item: Pass) -> bool:
 
 
 def _run_pass(item: Pass, graph: fx.GraphModule, context: Context) -> fx.GraphModule | Program:
+    place = f"pass {item.name}"
     try:
-        return item.run(graph, context)
+        result: object = item.run(graph, context)
     except MbqcError as error:
-        place = f"pass {item.name}"
         if error.where is None or not error.where.startswith("pass "):
             error.where = f"{place}, {error.where}" if error.where else place
         raise
+    except Exception as error:
+        if _is_ours(item):
+            raise
+        raise PassError(f"raised {type(error).__name__}: {error}", where=f"{place}{_line_of(item, error)}") from error
+    if not isinstance(result, fx.GraphModule | Program):
+        raise PassError(f"run() returned an object of type {type(result).__name__}, expected the graph", where=place)
+    return result
+
+
+def _is_ours(item: Pass) -> bool:
+    return type(item).__module__.startswith("mbqc.")
+
+
+def _line_of(item: Pass, error: Exception) -> str:
+    """` (file:line)` of the innermost frame of an exception that lies in the file of a pass."""
+    file = inspect.getfile(type(item))
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}:{lines[-1]})" if lines else ""

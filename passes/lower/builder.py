@@ -140,17 +140,15 @@ class Builder:
         """The same tensor with its channels last."""
         if source.channels_last or len(source.dims) < 3:
             return source
-        name = f"{source.name}_last"
+        value, dims = self.values[source.name], program_dims(source.dims, True)
+        target = f"{source.name}_last"
         if len(source.dims) == 3:
-            n, c, length = source.dims
-            rows = self.permute(f"{name}_rows", source, (0, 2, 1))
-            shape = (n, 1, length, c)
-            target = self.define(name, self.values[source.name].dtype, shape, self.values[source.name].grid)
+            rows = self.permute(f"{target}_rows", source, (0, 2, 1))
+            target = self.define(target, value.dtype, dims, value.grid)
             self.operations.append(Reshape(rows.name, target))
-            return Stored(target, source.dims, True, source.codes)
-        shape = program_dims(source.dims, True)
-        target = self.define(name, self.values[source.name].dtype, shape, self.values[source.name].grid)
-        self.operations.append(Permute(source.name, target, (0, 2, 3, 1)))
+        else:
+            target = self.define(target, value.dtype, dims, value.grid)
+            self.operations.append(Permute(source.name, target, (0, 2, 3, 1)))
         return Stored(target, source.dims, True, source.codes)
 
     def reshape(self, name: str, source: Stored, dims: Dims) -> Stored:

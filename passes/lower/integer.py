@@ -209,7 +209,14 @@ def _concat(walk: Walk, node: fx.Node) -> State | None:
 def _wants_channels_last(node: fx.Node) -> bool:
     """Images always, N x C x L where a convolution, a pooling or a BatchNorm reads it."""
     rank = len(type_of(node).dims)
-    readers = (QuantConv1d, *AVERAGE_POOLS, *MAX_POOLS, *BATCH_NORMS, WidthBatchNorm, *PADS)
+    readers: tuple[type[nn.Module], ...] = (
+        QuantConv1d,
+        *AVERAGE_POOLS,
+        *MAX_POOLS,
+        *BATCH_NORMS,
+        WidthBatchNorm,
+        *PADS,
+    )
     return rank == 4 or (rank == 3 and any(is_module(user, readers) for user in node.users))
 
 

@@ -72,7 +72,11 @@ _RESHAPES = frozenset(
     squeeze.default squeeze.dim squeeze.dims unsqueeze.default
     """.split()  # noqa: SIM905
 )
-_PERMUTES = frozenset({"transpose.int", "permute.default", "t.default", "numpy_T.default", "movedim.int"})
+_PERMUTES = frozenset(
+    """
+    transpose.int swapaxes.default swapdims.default permute.default movedim.int t.default numpy_T.default mT.default
+    """.split()  # noqa: SIM905
+)
 _DROPOUTS = frozenset({"dropout.default", "feature_dropout.default", "alpha_dropout.default"})
 _COPIES = frozenset(
     """

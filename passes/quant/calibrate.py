@@ -85,6 +85,8 @@ class _Observer(fx.Interpreter):
         if n in self._nodes:
             if not bool(torch.isfinite(value.detach()).all()):
                 raise DataError("an activation is NaN or infinite on the calibration data", where=f"node {n.name}")
+            if torch.is_grad_enabled() and not value.requires_grad:  # behind whole numbers and a frozen table
+                value = value.detach().requires_grad_()
             self.values[n] = value
         return value
 

@@ -105,7 +105,8 @@ class Quant(Pass):
         if Role.LAYER not in found.values():
             listed = "; ".join(f"{node.target}: {reason}" for node, reason in reasons.items())
             raise PassError(
-                "no layer can be quantized" + (f" ({listed})" if listed else ": the model has no Conv or Linear layer")
+                "no layer can be quantized" + (f" ({listed})" if listed else ": the model has no Conv or Linear layer"),
+                hint="give the model and its inputs as .float()" if "not in float32" in listed else None,
             )
 
     def _report(

@@ -61,7 +61,7 @@ def roles(graph: fx.GraphModule, skip: tuple[str, ...]) -> tuple[dict[fx.Node, R
 
 def _role(node: fx.Node, skip: tuple[str, ...]) -> tuple[Role, str | None]:
     if not _is_float_tensor(node):
-        return Role.FLOAT, None
+        return Role.FLOAT, _dtype_obstacle(node)
     if node.op == "placeholder":
         return Role.INPUT, None
     if is_module(node, LAYERS):
@@ -93,6 +93,13 @@ def _role(node: fx.Node, skip: tuple[str, ...]) -> tuple[Role, str | None]:
 def _is_float_tensor(node: fx.Node) -> bool:
     kind = node.meta.get("type")
     return isinstance(kind, TensorType) and kind.dtype == torch.float32
+
+
+def _dtype_obstacle(node: fx.Node) -> str | None:
+    kind = node.meta.get("type")
+    if not is_module(node, LAYERS) or not isinstance(kind, TensorType):
+        return None
+    return f"it computes in {str(kind.dtype).removeprefix('torch.')}, not in float32"
 
 
 def _layer_obstacle(node: fx.Node, skip: tuple[str, ...]) -> str | None:

@@ -81,7 +81,7 @@ def test_another_model_is_noticed(cli: Cli, compiled: str, tiny: Path) -> None:
         ("return batches(3)", "return []", "evaluation data is empty"),
         ("return batches(3)", "return 3", "eval_data() returned an object of type int"),
         ("return batches(3)", "return [torch.zeros(2, 1, 4, 4)]", "eval_data(), batch 0: an input is"),
-        ("return batches(3)", "return ['x']", "a batch is a str"),
+        ("return batches(3)", "return ['x']", "a batch is of type str"),
         ("return batches(3)", "return [torch.full((2, 1, 5, 5), torch.inf)]", "NaN or infinity"),
         ("def loss", "def metric(output, target): return output.nothing\ndef loss", "metric() raised AttributeError"),
         (

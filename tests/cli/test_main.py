@@ -115,6 +115,18 @@ def test_reader_that_leaves(artifact: Path) -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("options", [(), ("--json",), ("--program",)])
+def test_answer_that_cannot_be_written(artifact: Path, options: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*MBQC, "inspect", str(artifact), *options], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: cannot write the answer: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_entry_point_exits(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         entry(["inspect", "missing.mbqc"])

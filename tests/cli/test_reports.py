@@ -64,6 +64,11 @@ def test_passes(cli: Cli) -> None:
     assert [row["name"] for row in listed] == list(pass_table())
 
 
+def test_an_option_without_items_reads_as_none(cli: Cli) -> None:
+    assert "skip: text:...  = none\n" in cli("passes", "quant").out
+    assert "written path/file.py:Name" in cli("passes", "mine.py").err
+
+
 def test_one_pass(cli: Cli) -> None:
     found = cli("passes", "hasb")
     assert found.out.startswith("hasb\n  Annotates each layer")

@@ -76,6 +76,7 @@ def test_json(cli: Cli, artifact: Path, arrays: list[object]) -> None:
         (["--bits", "@missing.json"], 2, "missing.json: cannot read: No such file or directory"),
         (["--bits", "@text.json"], 2, "text.json: is not JSON"),
         (["--bits", "@list.json"], 2, "list.json: must hold an object"),
+        (["--bits", "@twice.json"], 2, "twice.json: is not JSON: 'layer1' is given twice"),
         (["--bits", "@layer.json"], 2, "did you mean layer"),
         (["--bits", "@width.json"], 2, "width 99 of layer1"),
         (["--bits", "@few.json"], 2, "layer 'layer2' is given no width"),
@@ -90,8 +91,8 @@ def test_wrong_options(
     files = {"list": [1], "layer": {"layer9": 2}, "width": {"layer1": 99}, "few": {"layer1": 2}}
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    (tmp_path / "text.json").write_text("4")
     (tmp_path / "text.json").write_text("{")
+    (tmp_path / "twice.json").write_text('{"layer1": 2, "layer1": 4, "...": 8}')
     cli("run", artifact, *arrays, *OUTPUTS, *options).refused(code, message)
     assert not list(tmp_path.glob("[abcd].npy"))
 
@@ -138,6 +139,28 @@ def test_no_place_for_the_output(cli: Cli, artifact: Path, arrays: list[object],
     outputs = ("--output", place, *OUTPUTS[2:])
     cli("run", artifact, *arrays, *outputs).refused(1, f"{place}: cannot write")
     assert not (tmp_path / "b.npy").exists()
+
+
+@pytest.mark.parametrize("place", ["image.npy", "ids.npy", "the artifact"])
+def test_what_is_read_is_not_replaced(
+    cli: Cli, artifact: Path, arrays: list[object], tmp_path: Path, place: str
+) -> None:
+    path = artifact if place == "the artifact" else tmp_path / place
+    before = path.read_bytes()
+    found = cli("run", artifact, *arrays, "--output", os.path.relpath(path), *OUTPUTS[2:])
+    found.refused(2, "cannot write: it would replace a file that this command reads")
+    assert path.read_bytes() == before
+    assert not (tmp_path / "b.npy").exists()
+
+
+def test_a_budget_without_sensitivities_says_so(cli: Cli, artifact: Path, arrays: list[object], tiny: Path) -> None:
+    quick = ("--backend", "reference")
+    assert cli("compile", tiny, "--passes", "quant", *quick).code == 0
+    np.save("x.npy", np.zeros((1, 1, 5, 5), np.float32))
+    call = ("run", "tiny.mbqc", "--input", "x.npy", "--output", "y.npy", "--budget", "mean=3", *quick)
+    assert cli(*call).err == "warning: no sensitivity was measured (the pass hasb does it): all layers count alike\n"
+    assert cli("compile", tiny, *quick).code == 0
+    assert cli(*call).err == ""
 
 
 def test_full_disk_leaves_the_old_output(

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from mbqc.errors import MbqcError, ModelError, TraceError
 from mbqc.frontend.trace import trace
@@ -105,6 +106,21 @@ def test_refused(build, kind, message, hint):
     marked = [start + i for i, line in enumerate(lines) if "# here" in line]
     if marked:
         assert f"{__file__}:{marked[0]}" in (error.where or "")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model():
+    model = torch.jit.trace(nn.Linear(6, 2), torch.ones(2, 6))
+    with pytest.raises(TraceError, match="is a ScriptModule") as caught:
+        trace(model, (torch.ones(2, 6),))
+    assert "nn.Module that it was made from" in (caught.value.hint or "")
+
+
+def test_a_weight_computed_from_others():
+    model = prune.l1_unstructured(nn.Linear(6, 2), "weight", 0.3)
+    with pytest.raises(ModelError, match="computed from others") as caught:
+        trace(model, (torch.ones(2, 6),))
+    assert "prune.remove" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

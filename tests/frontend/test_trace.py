@@ -33,6 +33,44 @@ def layers(gm: fx.GraphModule) -> list[str]:
     return [str(n.target) for n in gm.graph.nodes if n.op in ("call_module", "call_function")]
 
 
+@pytest.mark.parametrize(
+    "swapped",
+    [lambda x: x.swapaxes(1, -1), lambda x: torch.swapdims(x, 1, 2), lambda x: x.mT, lambda x: x.transpose(2, 1)],
+)
+def test_all_ways_to_swap_dimensions_are_one(swapped):
+    class Swaps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(swapped(x))
+
+    model, inputs = Swaps(), (torch.randn(2, 5, 3),)
+    gm = canonical(model, inputs)
+    assert layers(gm) == ["aten.permute.default", "fc"]
+    same_outputs(gm, model, inputs)
+
+
+def test_a_model_of_any_number_of_inputs():
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(5, 2)
+
+        def forward(self, *given: Tensor) -> Tensor:
+            return self.fc(torch.stack(given).amax(0))
+
+    model, inputs = Sums(), (torch.randn(2, 5), torch.randn(2, 5))
+    same_outputs(canonical(model, inputs), model, inputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+def test_a_compiled_model_is_the_model_behind_it():
+    model, inputs = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.randn(2, 5),)
+    same_outputs(canonical(torch.compile(model), inputs), model, inputs)
+
+
 def test_layers_have_the_names_of_the_model():
     gm = canonical(*MODELS["resnet"]())
     assert {"layer1.0.conv1", "layer1.1.downsample.0", "layer2.0.body.3", "fc"} <= set(layers(gm))

@@ -72,9 +72,7 @@ def golden_tensors() -> dict[str, Tensor]:
         "conv2": nn.Conv2d(4, 4, 3, groups=2),
         "head.fc": nn.Linear(32, 2),
     }
-    tensors = {
-        f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()
-    }
+    tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
     return {**tensors, "pos_embedding": torch.randn(32), "masks.first": torch.randn(32)}
 
 
@@ -86,9 +84,7 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(8)
         self.relu = nn.ReLU()
-        self.blocks = nn.Sequential(
-            nn.Conv2d(8, 8, 3, padding="same", groups=2), nn.BatchNorm2d(8, momentum=None)
-        )
+        self.blocks = nn.Sequential(nn.Conv2d(8, 8, 3, padding="same", groups=2), nn.BatchNorm2d(8, momentum=None))
         self.pool = nn.AdaptiveAvgPool2d((None, 1))
         self.fc = nn.Linear(8, 5)
 
@@ -325,9 +321,7 @@ def test_errors_name_the_line(old: str, new: str, message: str) -> None:
 
 
 def test_comments_and_blank_lines() -> None:
-    commented = "# a comment\n\n" + GOLDEN.replace("relu = ReLU", "relu = ReLU  # twice").replace(
-        "{\n", "{ # x\n\n"
-    )
+    commented = "# a comment\n\n" + GOLDEN.replace("relu = ReLU", "relu = ReLU  # twice").replace("{\n", "{ # x\n\n")
     assert print_graph(parse_graph(commented, golden_tensors())) == GOLDEN
 
 

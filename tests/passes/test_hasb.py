@@ -308,6 +308,21 @@ def test_the_user_is_told_when_the_models_own_prediction_serves_as_the_target() 
     ]
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda output, target: 3, "an object of type int, expected a scalar"),
+        (lambda output, target: (output - target).square(), r"and shape \(\d+, \d+\), expected a scalar"),
+        (lambda output, target: torch.tensor(1.0), "does not depend on output"),
+        (lambda output, target: output.argmax(1).float().mean(), "does not depend on output"),
+    ],
+)
+def test_what_is_no_loss_is_refused(loss: Any, message: str) -> None:
+    x = correlated()
+    with pytest.raises(DataError, match=message):
+        sensed(quantized(TwoLinear, x), Context((x[:2],), labelled=labelled(x), loss=loss), Hasb())
+
+
 def test_a_loss_that_fails_is_quoted() -> None:
     x = correlated()
     context = Context((x[:2],), labelled=[(x, torch.zeros(SAMPLES, OUT + 1))], loss=squared)
@@ -332,7 +347,15 @@ def test_a_loss_that_says_nothing_is_refused(loss: Callable[[Tensor, Tensor], Te
 
 @pytest.mark.parametrize(
     "options",
-    [{"probes": 1}, {"samples": 0}, {"tolerance": 0.0}, {"tolerance": -1.0}, {"bits": ()}, {"bits": (8, 9)}],
+    [
+        {"probes": 1},
+        {"samples": 0},
+        {"tolerance": 0.0},
+        {"tolerance": -1.0},
+        {"tolerance": float("nan")},
+        {"bits": ()},
+        {"bits": (8, 9)},
+    ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(PipelineError):

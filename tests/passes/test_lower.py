@@ -242,6 +242,11 @@ def test_statistics_a_width_become_a_row_a_width() -> None:
         assert len({tuple(row) for row in rows.tolist()}) == 8
 
 
+def test_a_layer_that_two_operations_read_is_computed_once() -> None:
+    program = net(with_norm("norm"), lambda m, x: m.norm(y := m.a(x)) * y)
+    assert kinds(program).count("Conv") == 1
+
+
 def test_a_second_clamp_or_batch_norm_gets_an_operation_of_its_own() -> None:
     program = net(with_norm("norm"), lambda m, x: m.b(m.norm(F.relu(m.a(x)))))
     assert kinds(program) == ["Quantize", "Conv", "Affine", "Conv", "Permute"]
@@ -305,6 +310,7 @@ def test_same_padding_puts_the_odd_element_behind(kernel: int, dilation: int) ->
     )
     total = dilation * (kernel - 1)
     assert operations(program, Conv)[1].padding == (total // 2, total - total // 2, dilation, dilation)
+    assert not operations(program, Aten)
 
 
 def test_one_dimensional_layers_run_as_images_of_one_row() -> None:

@@ -39,6 +39,7 @@ struct Epilogue {
     Place residual;
     int64_t has_residual;
     int64_t to_float;
+    int64_t in_range;  // 1: no total is beyond int32
     int64_t table_step;
     float residual_multiplier;
     float low;
@@ -106,7 +107,7 @@ struct Conv {
 struct Depthwise {
     Place input;
     Place output;
-    Place columns;  // scratch: [bands of QUAD kernel rows][padded width][BLOCK][QUAD]
+    Place columns;  // scratch: [bands of QUAD kernel rows][padded width][BLOCK][QUAD], or an input row and a vector
     Epilogue epilogue;
     StoredWeights weights;  // [blocks][bands][kernel width][BLOCK][QUAD]; panel: all of it
     const int8_t* ones;     // [bands][BLOCK][QUAD]: 1 for rows of the kernel, 0 for what fills up the last band

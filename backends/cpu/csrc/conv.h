@@ -1,7 +1,7 @@
 // Dense and grouped convolution: borders, window sums, panels of weights times tiles of pixels.
 #pragma once
 
-#include "weights.h"
+#include "dense.h"
 
 namespace mbqc::MBQC_ISA {
 
@@ -49,6 +49,18 @@ inline const uint8_t* bordered_input(const Conv& c, const Shape& s, const Call& 
     return bordered;
 }
 
+inline Walk walk_of(const Conv& c, const Shape& s) {
+    Walk w{};
+    w.rows = c.kernel[0];
+    w.row_step = c.dilation[0] * s.width * c.channels;
+    w.runs = c.kernel[1] / c.run_taps;
+    w.run_step = c.dilation[1] * c.channels;
+    w.quads = (c.run_taps * (c.channels / c.groups) + QUAD - 1) / QUAD;
+    w.pixel_stride = c.stride[1] * c.channels;
+    w.panel_bytes = w.rows * w.runs * w.quads * PANEL_GROUP;
+    return w;
+}
+
 // Adds `count` groups of `size` numbers, `step` apart, to contiguous ones.
 inline void add_strided(int32_t* sums, const int32_t* from, int64_t count, int64_t size, int64_t step) {
     if (size == step) {
@@ -84,96 +96,54 @@ inline const int32_t* window_sums(const Conv& c, const Shape& s, const uint8_t* 
     return windows;
 }
 
-// What the dense kernel walks over: rows of the kernel, in each row `runs` of contiguous inputs. Distances in bytes.
-struct Walk {
-    int64_t rows;
-    int64_t row_step;
-    int64_t runs;
-    int64_t run_step;
-    int64_t quads;         // of a run
-    int64_t pixel_stride;  // between the inputs of neighbouring outputs
-    int64_t panel_bytes;
+// Tiles of a row as equal as they can be: no small remainder. The first `larger` ones have a pixel more.
+struct Tiling {
+    int64_t count;
+    int64_t pixels;
+    int64_t larger;
 
-    Walk(const Conv& c, const Shape& s)
-        : rows(c.kernel[0]),
-          row_step(c.dilation[0] * s.width * c.channels),
-          runs(c.kernel[1] / c.run_taps),
-          run_step(c.dilation[1] * c.channels),
-          quads((c.run_taps * (c.channels / c.groups) + QUAD - 1) / QUAD),
-          pixel_stride(c.stride[1] * c.channels),
-          panel_bytes(rows * runs * quads * PANEL_GROUP) {}
+    explicit Tiling(int64_t width)
+        : count((width + MAX_PIXELS - 1) / MAX_PIXELS),
+          pixels(width / most(1, count)),
+          larger(width - pixels * count) {}
 };
 
-// Accumulators [PIXELS][BLOCKS * BLOCK] of neighbouring output pixels. All indices of `acc` are constants: in loops,
-// g++ keeps it in memory.
-template <int PIXELS, int BLOCKS>
-void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, int32_t* sums) {
-    constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
-    constexpr auto each_pixel = std::make_integer_sequence<int, PIXELS>{};
-    constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
-    Int acc[PIXELS][VECTORS];
-    unrolled(each_pixel, [&](auto p) INLINE { unrolled(each_vector, [&](auto v) INLINE { acc[p][v] = zero(); }); });
-    const int64_t stride = walk.pixel_stride, second = walk.panel_bytes;
-    for (int64_t i = 0; i < walk.rows * walk.runs; ++i) {
-        const uint8_t* from = x + i / walk.runs * walk.row_step + i % walk.runs * walk.run_step;
-        for (int64_t quad = 0; quad < walk.quads; ++quad, from += QUAD, panel += PANEL_GROUP) {
-            Weights w[VECTORS];
-            unrolled(each_vector, [&](auto v) INLINE {
-                w[v] = weights(panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD);
-            });
-            unrolled(each_pixel, [&](auto p) INLINE {
-                const Bytes inputs = broadcast(from + p * stride);
-                unrolled(each_vector, [&](auto v) INLINE { acc[p][v] = dot(acc[p][v], inputs, w[v]); });
-            });
-        }
-    }
-    unrolled(each_pixel, [&](auto p) INLINE {
-        unrolled(each_vector, [&](auto v) INLINE { store(sums + (p * VECTORS + v) * LANES, acc[p][v]); });
-    });
-}
+constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
+constexpr int64_t FEW_PIXELS = 56;             // with fewer, weights narrow in registers
 
-using Multiply = void (*)(const Walk&, const uint8_t*, const int8_t*, int32_t*);
-
-// `multiply` for 1 to MAX_PIXELS pixels.
-template <int BLOCKS, size_t... INDICES>
-Multiply multiplier(int64_t pixels, std::index_sequence<INDICES...>) {
-    static constexpr Multiply functions[] = {multiply<INDICES + 1, BLOCKS>...};
-    return functions[pixels - 1];
-}
-
-// One group's panels, one or two at a time, over all pixels.
+// One group's outputs: panels of weights over tiles of pixels.
 struct Dense {
     const Conv& c;
     const Shape& s;
+    const Call& call;
     const Walk& walk;
-    const Target& target;
+    const Tiling& tiling;
     const uint8_t* x;        // of this group
     const int32_t* windows;  // of this group, or null
-    int64_t channel;         // first output of the panels
-    int64_t lanes;           // outputs of the panels
 
-    // Tiles of a row are as equal as they can be: no small remainder.
-    template <int BLOCKS>
-    void run(const int8_t* panel) const {
-        const int64_t tiles = (s.out_width + MAX_PIXELS - 1) / MAX_PIXELS;
-        for (int64_t n = 0; n < s.images; ++n) {
-            for (int64_t y = 0; y < c.out_height; ++y) {
-                for (int64_t tile = 0; tile < tiles; ++tile) {
-                    const int64_t from = tile * s.out_width / tiles;
-                    run_tile<BLOCKS>(panel, n, y, from, (tile + 1) * s.out_width / tiles - from);
-                }
+    // All pixels through one panel, whose outputs begin with `channel`. Weights are of the call's width, or narrow in
+    // registers.
+    template <int BLOCKS, bool NARROW>
+    void run(const int8_t* panel, int64_t channel, int64_t lanes) const {
+        const Rounding rounding(c.weights);
+        const Narrowing narrowing(rounding);
+        const Epilogue& e = c.epilogue;
+        Finish f{e, e.multiplier + channel, e.addend + channel, e.window_multiplier + channel, lanes, c.out_channels,
+                 c.groups, rounding.drop, nullptr, nullptr, nullptr};
+        for (int64_t row = 0; row < s.images * c.out_height; ++row) {
+            const uint8_t* inputs = x + s.pixel(c, row / c.out_height, row % c.out_height, 0) * c.channels;
+            int64_t output = row * s.out_width;
+            for (int64_t tile = 0; tile < tiling.count; ++tile) {
+                const int64_t pixels = tiling.pixels + (tile < tiling.larger), element = output * c.out_channels + channel;
+                f.windows = windows ? windows + output * c.groups : nullptr;
+                f.residual = e.has_residual ? call.at(e.residual) + element : nullptr;
+                f.output = call.at(c.output) + element * static_cast<int64_t>(e.to_float ? sizeof(float) : 1);
+                const Multiply multiply = multiplier<BLOCKS, NARROW>(pixels, std::make_index_sequence<MAX_PIXELS>{});
+                multiply(walk, inputs, panel, narrowing, f);
+                inputs += pixels * walk.pixel_stride;
+                output += pixels;
             }
         }
-    }
-
-    template <int BLOCKS>
-    void run_tile(const int8_t* panel, int64_t n, int64_t y, int64_t column, int64_t pixels) const {
-        alignas(64) int32_t sums[MAX_PIXELS * BLOCKS * BLOCK];
-        const Multiply multiply = multiplier<BLOCKS>(pixels, std::make_index_sequence<MAX_PIXELS>{});
-        multiply(walk, x + s.pixel(c, n, y, column) * c.channels, panel, sums);
-        const int64_t output = (n * c.out_height + y) * s.out_width + column;
-        target({sums, pixels, lanes, BLOCKS * BLOCK, channel, output * c.out_channels + channel, c.out_channels,
-                windows ? windows + output * c.groups : nullptr, c.groups});
     }
 };
 
@@ -181,21 +151,21 @@ inline void conv(const Conv& c, const Call& call) {
     const Shape s(c, call);
     const uint8_t* x = bordered_input(c, s, call);
     const int32_t* windows = c.epilogue.window_multiplier ? window_sums(c, s, x, call) : nullptr;
-    const Target target = target_of(c.epilogue, c.output, call, windows ? Windows::by_pixel : Windows::none);
     const int64_t depth = c.channels / c.groups, outputs = c.out_channels / c.groups;
-    const Walk walk(c, s);
+    const Walk walk = walk_of(c, s);
+    const Tiling tiling(s.out_width);
+    const bool narrow = c.weights.bits < 8 && s.images * c.out_height * s.out_width < FEW_PIXELS;
     const int8_t* stored = c.weights.codes;
     for (int64_t g = 0; g < c.groups; ++g) {
-        for (int64_t o = 0; o < outputs; o += MAX_BLOCKS * BLOCK) {
-            const int64_t lanes = least(MAX_BLOCKS * BLOCK, outputs - o);
+        const Dense dense{c, s, call, walk, tiling, x + g * depth, windows ? windows + g : nullptr};
+        for (int64_t o = 0; o < outputs; o += PANEL) {
+            const int64_t lanes = least(PANEL, outputs - o), channel = g * outputs + o;
             const int64_t bytes = (lanes > BLOCK ? MAX_BLOCKS : 1) * walk.panel_bytes;
-            const int8_t* panel = narrowed(c.weights, stored, bytes, call);
-            const int32_t* group_windows = windows ? windows + g : nullptr;
-            const Dense dense{c, s, walk, target, x + g * depth, group_windows, g * outputs + o, lanes};
+            const int8_t* panel = narrow ? stored : narrowed(c.weights, stored, bytes, call);
             if (lanes > BLOCK) {
-                dense.run<MAX_BLOCKS>(panel);
+                narrow ? dense.run<MAX_BLOCKS, true>(panel, channel, lanes) : dense.run<MAX_BLOCKS, false>(panel, channel, lanes);
             } else {
-                dense.run<1>(panel);
+                narrow ? dense.run<1, true>(panel, channel, lanes) : dense.run<1, false>(panel, channel, lanes);
             }
             stored += bytes;
         }

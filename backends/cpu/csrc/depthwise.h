@@ -79,6 +79,7 @@ struct DepthwiseRow {
 
 // Output rows outside, channels inside: the input rows of one output row stay in the first cache.
 inline void depthwise(const Depthwise& c, const Call& call) {
+    if (depthwise_3x3(c, call)) return;
     constexpr int64_t PIXELS = 64;
     alignas(64) int32_t sums[PIXELS * BLOCK], windows[PIXELS * BLOCK];
     uint8_t border[BLOCK];

@@ -8,20 +8,29 @@ namespace mbqc::MBQC_ISA {
 // `count` floats to codes.
 inline void quantize_run(const Quantize& q, const float* x, int64_t count, uint8_t* codes) {
     const Float scale = splat(q.scale), zero_point = splat(q.zero_point), low = splat(0.0f), high = splat(q.high);
-    for (int64_t i = 0; i < count; i += LANES) {
+    int64_t i = 0;
+    for (; i + PACK * LANES <= count; i += PACK * LANES) {
+        const auto total = [&](int v) INLINE { return smaller(high, load(x + i + v * LANES) * scale + zero_point); };
+        store_packed<0, PACK>(codes + i, pack(total(0), total(1), total(2), total(3), 0, 255), PACK * LANES);
+    }
+    for (; i < count; i += LANES) {
         const int64_t lanes = least(LANES, count - i);
         store_codes(codes + i, smaller(larger(load(x + i, lanes) * scale + zero_point, low), high), lanes);
     }
 }
 
-// `count` positions, at most BLOCK, of up to QUAD channels, `inner` floats apart, to pixels of `pitch` bytes. With
-// `spills` a pixel's filler may go where the next pixel follows.
+// `count` positions, at most POSITIONS, of up to QUAD channels, `inner` floats apart, to pixels of `pitch` bytes.
+constexpr int64_t POSITIONS = 64;
 inline void quantize_pixels(const Quantize& q, const float* x, int64_t inner, int64_t count, int64_t channels,
-                            int64_t pitch, bool spills, uint8_t* pixels) {
-    uint8_t codes[QUAD][BLOCK] = {}, quads[BLOCK * QUAD];
+                            int64_t pitch, uint8_t* pixels) {
+    alignas(64) uint8_t codes[QUAD][POSITIONS] = {}, quads[POSITIONS * QUAD];
     for (int64_t c = 0; c < channels; ++c) quantize_run(q, x + c * inner, count, codes[c]);
-    store_interleaved(codes[0], codes[1], codes[2], codes[3], quads);
-    if (channels == QUAD || spills) {
+    for (int64_t i = 0; i < POSITIONS; i += BLOCK) {
+        store_interleaved(codes[0] + i, codes[1] + i, codes[2] + i, codes[3] + i, quads + i * QUAD);
+    }
+    if (channels == 3 && pitch == 3 && count == POSITIONS) {
+        for (int64_t i = 0; i < count; i += BLOCK) store_triples(pixels + i * pitch, quads + i * QUAD);
+    } else if (channels == QUAD) {
         for (int64_t i = 0; i < count; ++i) std::memcpy(pixels + i * pitch, quads + i * QUAD, QUAD);
     } else {
         for (int64_t i = 0; i < count; ++i) {
@@ -36,11 +45,10 @@ inline void quantize(const Quantize& q, const Call& call) {
     uint8_t* y = call.at(q.output);
     if (channels == 1) return quantize_run(q, x, outer * inner, y);
     for (int64_t o = 0; o < outer; ++o, x += channels * inner) {
-        for (int64_t i = 0; i < inner; i += BLOCK) {
-            const int64_t count = least(BLOCK, inner - i);
-            const bool spills = channels < QUAD && (o + 1 < outer || i + count < inner);
+        for (int64_t i = 0; i < inner; i += POSITIONS) {
+            const int64_t count = least(POSITIONS, inner - i);
             for (int64_t c = 0; c < channels; c += QUAD) {
-                quantize_pixels(q, x + c * inner + i, inner, count, least(QUAD, channels - c), channels, spills, y + c);
+                quantize_pixels(q, x + c * inner + i, inner, count, least(QUAD, channels - c), channels, y + c);
             }
             y += count * channels;
         }
@@ -72,8 +80,13 @@ inline void map(const Map& m, const Call& call) {
 }
 
 template <class T>
+int64_t look_up_vectors(const uint8_t*, const T*, T*, int64_t) {
+    return 0;  // no kernel of its own
+}
+
+template <class T>
 void look_up(const uint8_t* x, const T* table, T* y, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) y[i] = table[x[i]];
+    for (int64_t i = look_up_vectors(x, table, y, count); i < count; ++i) y[i] = table[x[i]];
 }
 
 inline void lookup(const Lookup& l, const Call& call) {

@@ -6,6 +6,7 @@
 namespace mbqc::MBQC_ISA {
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Accumulators of `pixels` x `lanes`, pixel p at `sums + p * stride`, whole vectors readable.
 struct Tile {

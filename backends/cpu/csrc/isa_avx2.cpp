@@ -8,6 +8,7 @@
 #include <utility>
 
 #pragma GCC target("avx2")
+#pragma GCC optimize("no-tree-pre")  // it lengthens the lives of sums in registers, which then spill in the inner loop
 #define MBQC_ISA avx2
 
 namespace mbqc::MBQC_ISA {
@@ -32,6 +33,8 @@ inline Int zero() { return _mm256_setzero_si256(); }
 inline Int load(const int32_t* p) { return load_vector(p); }
 inline void store(int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Int splat(int32_t v) { return _mm256_set1_epi32(v); }
+inline Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+inline Int shift_right(Int v, int bits) { return _mm256_sra_epi32(v, _mm_cvtsi32_si128(bits)); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     int64_t codes = 0;
     if (count == LANES) {
@@ -63,10 +66,34 @@ inline void store_codes(uint8_t* p, Float v, int64_t count) {
     }
 }
 
-inline Weights weights(const int8_t* p) {
-    const __m256i w = load_vector(p);
-    return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
+// Codes of four vectors side by side. None is above int32's range; what is not a number becomes the lowest code.
+constexpr int PACK = 4;
+using Packed = __m256i;
+inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
+    const __m256i lowest = _mm256_set1_epi8(static_cast<char>(low)), highest = _mm256_set1_epi8(static_cast<char>(high));
+    const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+    const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+    const __m256i codes = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(ab, cd), lowest), highest);
+    return _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
+// `count` codes, at most VECTORS vectors, from vector FIRST on.
+template <int FIRST, int VECTORS>
+inline void store_packed(uint8_t* p, Packed codes, int64_t count) {
+    if constexpr (VECTORS == PACK) {
+        std::memcpy(p, &codes, sizeof(codes));  // all of them
+    } else {
+        static_assert(VECTORS == 2);
+        const __m128i part = _mm256_extracti128_si256(codes, FIRST / 2);
+        std::memcpy(p, &part, static_cast<size_t>(count));
+    }
+}
+
+using Codes = __m256i;
+inline Codes load_codes(const int8_t* p) { return load_vector(p); }
+inline Codes add_saturated(Codes a, Codes b) { return _mm256_adds_epi8(a, b); }
+inline Codes and_bytes(Codes a, Codes b) { return _mm256_and_si256(a, b); }
+inline Weights weights(Codes w) { return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)}; }
+inline Weights weights(const int8_t* p) { return weights(load_codes(p)); }
 inline Bytes pairs(__m256i x) { return {_mm256_and_si256(x, _mm256_set1_epi16(255)), _mm256_srli_epi16(x, 8)}; }
 inline Int dot(Int sum, Bytes x, Weights w) {
     const Int products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
@@ -92,6 +119,11 @@ inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t*
 }
 inline Bytes load_bytes(const uint8_t* quads) { return pairs(load_vector(quads)); }
 
+// The first three bytes of each of 16 quads.
+inline void store_triples(uint8_t* p, const uint8_t* quads) {
+    for (int i = 0; i < 16; ++i) std::memcpy(p + 3 * i, quads + 4 * i, 3);
+}
+
 inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     __m256i sums = _mm256_setzero_si256();
     for (; count >= 32; count -= 32, p += 32) {
@@ -102,6 +134,8 @@ inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     for (; count > 0; --count) sum += *p++;
     return sum;
 }
+
+inline bool depthwise_3x3(const Depthwise&, const Call&) { return false; }  // no kernel of its own
 
 }  // namespace mbqc::MBQC_ISA
 

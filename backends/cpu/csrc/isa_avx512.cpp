@@ -9,6 +9,8 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12 means its own intrinsics (bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC optimize("no-tree-pre")  // it lengthens the lives of sums in registers, which then spill in the inner loop
 #define MBQC_ISA avx512
 
 namespace mbqc::MBQC_ISA {
@@ -26,6 +28,8 @@ inline Int zero() { return _mm512_setzero_si512(); }
 inline Int load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store(int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
 inline Int splat(int32_t v) { return _mm512_set1_epi32(v); }
+inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+inline Int shift_right(Int v, int bits) { return _mm512_sra_epi32(v, _mm_cvtsi32_si128(bits)); }
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(0xffffu >> (16 - count)); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     return _mm512_cvtepu8_epi32(count == LANES ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
@@ -48,6 +52,49 @@ inline void store_codes(uint8_t* p, Float v, int64_t count) {
     }
 }
 
+
+// Codes of four vectors side by side. None is above int32's range; what is not a number becomes the lowest code.
+constexpr int PACK = 4;
+using Packed = __m512i;
+// `pack_scattered`: lane i has quads i of each, and no bounds but a code's.
+inline Packed pack_scattered(Float a, Float b, Float c, Float d) {
+    const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+    const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
+    return _mm512_packus_epi16(ab, cd);
+}
+inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i lowest = _mm512_set1_epi8(static_cast<char>(low)), highest = _mm512_set1_epi8(static_cast<char>(high));
+    const __m512i codes = _mm512_min_epu8(_mm512_max_epu8(pack_scattered(a, b, c, d), lowest), highest);
+    return _mm512_permutexvar_epi32(in_order, codes);
+}
+// `count` codes, at most VECTORS vectors, from vector FIRST on.
+template <int FIRST, int VECTORS>
+inline void store_packed(uint8_t* p, Packed codes, int64_t count) {
+    if constexpr (VECTORS == PACK) {
+        _mm512_storeu_si512(p, codes);  // all of them
+    } else if constexpr (VECTORS == 1) {
+        const __m128i part = _mm512_extracti32x4_epi32(codes, FIRST);
+        if (count == LANES) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(p), part);
+        } else {
+            _mm_mask_storeu_epi8(p, first(count), part);
+        }
+    } else {
+        const __m256i part = _mm512_extracti64x4_epi64(codes, FIRST / 2);
+        if (count == 2 * LANES) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), part);
+        } else {
+            _mm256_mask_storeu_epi8(p, 0xffffffffu >> (32 - count), part);
+        }
+    }
+}
+
+using Codes = __m512i;
+inline Codes load_codes(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline Codes add_saturated(Codes a, Codes b) { return _mm512_adds_epi8(a, b); }
+inline Codes and_bytes(Codes a, Codes b) { return _mm512_and_si512(a, b); }
+inline Weights weights(Codes codes) { return codes; }
 inline Weights weights(const int8_t* p) { return _mm512_loadu_si512(p); }
 inline Int dot(Int sum, Bytes x, Weights w) { return _mm512_dpbusd_epi32(sum, x, w); }
 inline Bytes broadcast(const uint8_t* p) {
@@ -68,6 +115,14 @@ inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t*
     rows = _mm512_inserti32x4(rows, row(d), 3);
     _mm512_storeu_si512(quads, _mm512_shuffle_epi8(_mm512_permutexvar_epi32(across, rows), within));
 }
+// The first three bytes of each of 16 quads.
+inline void store_triples(uint8_t* p, const uint8_t* quads) {
+    const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m512i across = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+    const __m512i all = _mm512_permutexvar_epi32(across, _mm512_shuffle_epi8(_mm512_loadu_si512(quads), within));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(all));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 32), _mm512_extracti32x4_epi32(all, 2));
+}
 inline Bytes load_bytes(const uint8_t* quads) { return _mm512_loadu_si512(quads); }
 
 inline int32_t sum_codes(const uint8_t* p, int64_t count) {
@@ -83,8 +138,30 @@ inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     return static_cast<int32_t>(_mm512_reduce_add_epi64(sums));
 }
 
+// Whole vectors of codes through a table; returns how many codes. A table of words has two codes an entry.
+inline int64_t look_up_vectors(const uint8_t* x, const uint8_t* table, uint8_t* y, int64_t count) {
+    __m512i entries[4];
+    for (int i = 0; i < 4; ++i) entries[i] = _mm512_loadu_si512(table + 64 * i);
+    const auto words = [&](__m512i codes) INLINE {  // the low byte of each word through the table
+        const __m512i at = _mm512_srli_epi16(codes, 1);
+        const __m512i low = _mm512_permutex2var_epi16(entries[0], at, entries[1]);
+        const __m512i high = _mm512_permutex2var_epi16(entries[2], at, entries[3]);
+        const __m512i pair = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(codes, _mm512_set1_epi16(128)), low, high);
+        const __m512i shift = _mm512_slli_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(1)), 3);
+        return _mm512_and_si512(_mm512_srlv_epi16(pair, shift), _mm512_set1_epi16(255));
+    };
+    int64_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+        const __m512i codes = _mm512_loadu_si512(x + i);
+        const __m512i odd = words(_mm512_srli_epi16(codes, 8));
+        _mm512_storeu_si512(y + i, _mm512_or_si512(words(codes), _mm512_slli_epi16(odd, 8)));
+    }
+    return i;
+}
+
 }  // namespace mbqc::MBQC_ISA
 
+#include "depthwise_avx512.h"
 #include "run.h"
 
 #endif

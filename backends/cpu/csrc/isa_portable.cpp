@@ -34,6 +34,8 @@ inline Int zero() { return Int{}; }
 inline Int load(const int32_t* p) { return load_first<Int>(p, sizeof(Int)); }
 inline void store(int32_t* p, Int v) { std::memcpy(p, &v, sizeof(v)); }
 inline Int splat(int32_t v) { return Int{v, v, v, v}; }
+inline Int add(Int a, Int b) { return a + b; }
+inline Int shift_right(Int v, int bits) { return v >> bits; }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     Int v{};
     for (int64_t i = 0; i < count; ++i) v[i] = p[i];
@@ -53,10 +55,38 @@ inline void store_codes(uint8_t* p, Float v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(codes[i]);
 }
 
-inline Weights weights(const int8_t* p) {
-    const Short w = load_first<Short>(p, sizeof(Short));
+// Codes of four vectors side by side. None is above int32's range; what is not a number becomes the lowest code.
+constexpr int PACK = 4;
+struct Packed {
+    uint8_t codes[PACK * LANES];
+};
+inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
+    Packed packed;
+    const Float lowest = splat(static_cast<float>(low)), highest = splat(static_cast<float>(high));
+    const Float all[PACK] = {a, b, c, d};
+    for (int i = 0; i < PACK; ++i) {
+        store_codes(packed.codes + i * LANES, smaller(larger(all[i], lowest), highest), LANES);
+    }
+    return packed;
+}
+// `count` codes, at most VECTORS vectors, from vector FIRST on.
+template <int FIRST, int VECTORS>
+inline void store_packed(uint8_t* p, const Packed& packed, int64_t count) {
+    std::memcpy(p, packed.codes + FIRST * LANES, static_cast<size_t>(count));
+}
+
+using Codes = int8_t __attribute__((vector_size(16)));
+inline Codes load_codes(const int8_t* p) { return load_first<Codes>(p, sizeof(Codes)); }
+inline Codes add_saturated(Codes a, Codes b) {  // `b` is not negative
+    const Codes limit = 127 - b;
+    return (a < limit ? a : limit) + b;
+}
+inline Codes and_bytes(Codes a, Codes b) { return a & b; }
+inline Weights weights(Codes codes) {
+    const Short w = reinterpret_cast<Short>(codes);
     return {(w << 8) >> 8, w >> 8};
 }
+inline Weights weights(const int8_t* p) { return weights(load_codes(p)); }
 inline Bytes load_bytes(const uint8_t* quads) {
     const Short x = load_first<Short>(quads, sizeof(Short));
     return {x & 255, (x >> 8) & 255};
@@ -82,11 +112,18 @@ inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t*
     }
 }
 
+// The first three bytes of each of 16 quads.
+inline void store_triples(uint8_t* p, const uint8_t* quads) {
+    for (int i = 0; i < 16; ++i) std::memcpy(p + 3 * i, quads + 4 * i, 3);
+}
+
 inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     int32_t sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += p[i];
     return sum;
 }
+
+inline bool depthwise_3x3(const Depthwise&, const Call&) { return false; }  // no kernel of its own
 
 }  // namespace mbqc::MBQC_ISA
 

@@ -1,0 +1,137 @@
+// The dense kernel: a tile of neighbouring pixels times a panel of weights, from inputs to finished codes in registers.
+#pragma once
+
+#include "weights.h"
+
+namespace mbqc::MBQC_ISA {
+
+// What the dense kernel walks over: rows of the kernel, in each row `runs` of contiguous inputs. Distances in bytes.
+struct Walk {
+    int64_t rows;
+    int64_t row_step;
+    int64_t runs;
+    int64_t run_step;
+    int64_t quads;         // of a run
+    int64_t pixel_stride;  // between the inputs of neighbouring outputs
+    int64_t panel_bytes;
+};
+
+// What becomes of a tile's accumulators: `Epilogue` from the panel's first channel and the tile's first pixel on.
+struct Finish {
+    const Epilogue& epilogue;
+    const float* multiplier;
+    const float* addend;
+    const float* window_multiplier;
+    int64_t lanes;         // outputs of the panel
+    int64_t pixel_step;    // from pixel to pixel, in elements
+    int64_t window_step;   // likewise, in window sums
+    int drop;              // accumulators are scaled by 2^drop
+    const int32_t* windows;  // null: no window sums
+    const uint8_t* residual;  // null: none
+    void* output;
+};
+
+// Stores a tile of totals, none beyond int32 or not a number but for the lowest, as codes.
+template <int PIXELS, int VECTORS>
+INLINE inline void store_tile(const Float (&totals)[PIXELS][VECTORS], const Finish& f) {
+    constexpr int COUNT = PIXELS * VECTORS, EACH = PACK / VECTORS;  // pixels of a pack
+    const auto low = static_cast<uint8_t>(f.epilogue.low), high = static_cast<uint8_t>(f.epilogue.high);
+    auto* const output = static_cast<uint8_t*>(f.output);
+    const auto total = [&](auto i) INLINE {
+        constexpr int I = i < COUNT ? i : 0;
+        return totals[I / VECTORS][I % VECTORS];
+    };
+    unrolled(std::make_integer_sequence<int, (COUNT + PACK - 1) / PACK>{}, [&](auto g) INLINE {
+        constexpr int FIRST = g * PACK;
+        const Packed codes = pack(total(number<FIRST>), total(number<FIRST + 1>), total(number<FIRST + 2>),
+                                  total(number<FIRST + 3>), low, high);
+        unrolled(std::make_integer_sequence<int, EACH>{}, [&](auto i) INLINE {
+            if constexpr (FIRST / VECTORS + i < PIXELS) {
+                store_packed<i * VECTORS, VECTORS>(output + (FIRST / VECTORS + i) * f.pixel_step, codes, f.lanes);
+            }
+        });
+    });
+}
+
+// The epilogue of a tile, one operation for all its vectors after the other.
+template <int PIXELS, int VECTORS>
+INLINE inline void finish_tile(const Int (&sums)[PIXELS][VECTORS], const Finish& f) {
+    Float totals[PIXELS][VECTORS];
+    const auto each = [&](auto body) INLINE {
+        unrolled(std::make_integer_sequence<int, PIXELS>{}, [&](auto p) INLINE {
+            unrolled(std::make_integer_sequence<int, VECTORS>{}, [&](auto v) INLINE { body(totals[p][v], p, v); });
+        });
+    };
+    const auto lanes = [&](int v) INLINE { return least(LANES, f.lanes - v * LANES); };
+    each([&](Float& t, auto p, auto v) INLINE { t = to_float(sums[p][v]) * load(f.multiplier + v * LANES); });
+    if (f.windows) {
+        each([&](Float& t, auto p, auto v) INLINE {
+            t = t + to_float(splat(f.windows[p * f.window_step])) * load(f.window_multiplier + v * LANES);
+        });
+    }
+    each([&](Float& t, auto, auto v) INLINE { t = t + load(f.addend + v * LANES); });
+    if (f.residual) {
+        const Float multiplier = splat(f.epilogue.residual_multiplier);
+        each([&](Float& t, auto p, auto v) INLINE {
+            if (lanes(v) <= 0) return;
+            t = t + to_float(load_codes(f.residual + p * f.pixel_step + v * LANES, lanes(v))) * multiplier;
+        });
+    }
+    const Float high = splat(f.epilogue.high);
+    if (f.epilogue.to_float) {  // not-a-number and negative zero pass
+        const Float low = splat(f.epilogue.low);
+        each([&](Float& t, auto p, auto v) INLINE {
+            float* const to = static_cast<float*>(f.output) + p * f.pixel_step + v * LANES;
+            if (lanes(v) > 0) store(to, smaller(high, larger(low, t)), lanes(v));
+        });
+    } else {
+        if (!f.epilogue.in_range) each([&](Float& t, auto, auto) INLINE { t = smaller(high, t); });
+        store_tile<PIXELS, VECTORS>(totals, f);
+    }
+}
+
+// Outputs [PIXELS][BLOCKS * BLOCK] of neighbouring pixels. All indices of `sums` are constants: in loops, g++ keeps it
+// in memory.
+template <int PIXELS, int BLOCKS, bool NARROW>
+void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, const Narrowing& narrowing, const Finish& f) {
+    constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
+    constexpr auto each_pixel = std::make_integer_sequence<int, PIXELS>{};
+    constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
+    Int sums[PIXELS][VECTORS];
+    unrolled(each_pixel, [&](auto p) INLINE { unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = zero(); }); });
+    const int64_t stride = walk.pixel_stride, second = walk.panel_bytes;
+    for (int64_t row = 0; row < walk.rows; ++row, x += walk.row_step) {
+        const uint8_t* start = x;
+        for (int64_t run = 0; run < walk.runs; ++run, start += walk.run_step) {
+            const uint8_t* from = start;
+            for (int64_t quad = 0; quad < walk.quads; ++quad, from += QUAD, panel += PANEL_GROUP) {
+                Weights w[VECTORS];
+                unrolled(each_vector, [&](auto v) INLINE {
+                    const int8_t* codes = panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD;
+                    w[v] = NARROW ? weights(codes, narrowing) : weights(codes);
+                });
+                unrolled(each_pixel, [&](auto p) INLINE {
+                    const Bytes inputs = broadcast(from + p * stride);
+                    unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = dot(sums[p][v], inputs, w[v]); });
+                });
+            }
+        }
+    }
+    if constexpr (NARROW) {
+        unrolled(each_pixel, [&](auto p) INLINE {
+            unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = shift_right(sums[p][v], f.drop); });
+        });
+    }
+    finish_tile(sums, f);
+}
+
+using Multiply = void (*)(const Walk&, const uint8_t*, const int8_t*, const Narrowing&, const Finish&);
+
+// `multiply` for 1 to MAX_PIXELS pixels.
+template <int BLOCKS, bool NARROW, size_t... INDICES>
+Multiply multiplier(int64_t pixels, std::index_sequence<INDICES...>) {
+    static constexpr Multiply functions[] = {multiply<INDICES + 1, BLOCKS, NARROW>...};
+    return functions[pixels - 1];
+}
+
+}  // namespace mbqc::MBQC_ISA
