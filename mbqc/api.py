@@ -73,8 +73,10 @@ def compile(
     Raises:
         MbqcError: the model cannot be traced, the pipeline cannot run, the data is wrong; the message says what to do.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    context = Context(inputs, calibration, labelled, loss, seed)
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, tuple | list) or not all(isinstance(part, Tensor) for part in inputs):
+        raise UsageError("example_inputs must be a tensor, or a tuple of tensors")
+    context = Context(tuple(inputs), calibration, labelled, loss, seed)
     find_backend(backend)
     made = compile_model(model, pipeline_of(passes), context)
     return make(made.program, made.manifest, backend)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -39,10 +39,10 @@ class Compiled:
         executable: the Program as loaded by the backend.
     """
 
-    program: Program
-    manifest: Manifest
+    program: Program = field(repr=False)
+    manifest: Manifest = field(repr=False)
     backend: str
-    executable: Executable
+    executable: Executable = field(repr=False)
 
     @property
     def layers(self) -> Mapping[str, int | None]:

@@ -47,7 +47,12 @@ ALLOWED = ELEMENTWISE | frozenset(
     lt.Scalar gt.Scalar le.Scalar ge.Scalar rsqrt.default reciprocal.default cos.default sin.default erf.default
     log.default clamp.Tensor clamp_min.default clamp_max.default pow.Tensor_Tensor rsub.Scalar add.Scalar mul.Scalar
     sub.Scalar div.Scalar relu6.default hardtanh.default pixel_shuffle.default upsample_nearest2d.vec
-    upsample_bilinear2d.vec movedim.int zeros_like.default ones_like.default to.dtype _to_copy.default
+    upsample_bilinear2d.vec upsample_bicubic2d.vec movedim.int zeros_like.default ones_like.default to.dtype
+    _to_copy.default max.dim min.dim argmax.default topk.default cumsum.default index.Tensor einsum.default
+    adaptive_max_pool1d.default adaptive_max_pool2d.default glu.default selu.default celu.default log_sigmoid.default
+    softshrink.default threshold.default log1p.default expm1.default square.default sign.default floor.default
+    ceil.default round.default instance_norm.default rms_norm.default std.correction std.dim var.correction var.dim
+    linalg_vector_norm.default channel_shuffle.default pixel_unshuffle.default tril.default triu.default
     """.split()  # noqa: SIM905
 )
 """Every function that a Program may call."""

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from mbqc.backends import reference
 from mbqc.errors import PassError, VerifyError
 from mbqc.frontend.trace import trace
+from mbqc.ir.annotations import Sensitivity, annotation
 from mbqc.ir.compare import sqnr
 from mbqc.ir.modules import ActivationQuantizer
-from mbqc.ir.quantized import quantized_layers
+from mbqc.ir.quantized import layer_nodes, quantized_layers
 from mbqc.ir.vocabulary import module_of
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
@@ -200,8 +201,12 @@ def test_moments_are_stored_as_far_as_they_are_corrected(passes: str, mean: bool
 def test_layers_keep_their_pins_and_their_sensitivity() -> None:
     infos = zoo.program("conv_net", "normalize,quant").listing.layers
     assert infos == {"0": LayerInfo(8), "3": LayerInfo(None), "8": LayerInfo(8)}
-    known = zoo.program("conv_net", "normalize,quant{pin_ends=false},hasb{probes=3}").listing.layers
-    assert all(i.pinned is None and i.sensitivity is not None and i.sensitivity_error for i in known.values())
+    passes = "normalize,quant{pin_ends=false},hasb{probes=3}"
+    graph, known = zoo.graph("conv_net", passes), zoo.program("conv_net", passes).listing.layers
+    for node in layer_nodes(graph):
+        trace = annotation(node, Sensitivity)
+        count = graph.get_submodule(str(node.target)).weight.numel()
+        assert known[str(node.target)] == LayerInfo(None, trace.per_parameter, trace.stderr / count)
 
 
 # Fusion

@@ -133,12 +133,27 @@ def test_parts_of_a_concatenation_are_kept_at_eight_bits() -> None:
 
 def test_a_float_reader_of_an_integer_result_reads_its_codes() -> None:
     """The result is computed once; what is float anyway, such as the input, is read as it is."""
-    graph, _ = quantized(pair, lambda m, x: (m.b(y := F.relu(m.a(x))), y * 2, x * 3))
+    graph, _ = quantized(pair, lambda m, x: (m.b(y := F.relu(m.a(x))), y, y * 2, x * 3))
     assert quantizers(graph) == {
         "x_quantizer": ("x", "a", {"a"}),
-        "relu_quantizer": ("relu", "8", {"relu_requantizer", "mul"}),
+        "relu_quantizer": ("relu", "8", {"relu_requantizer", "mul", "output"}),
         "relu_requantizer": ("relu_quantizer", "b", {"b"}),
     }
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.c(m.a(x) + m.b(x)[:, :1]),
+        lambda m, x: m.c(torch.add(m.a(x), m.b(x), alpha=2)),
+        lambda m, x: m.c(m.a(x) - m.b(x)),
+        lambda m, x: m.c(m.a(x) * m.b(x)),
+    ],
+)
+def test_operands_of_float_arithmetic_stay_float(function: Forward) -> None:
+    graph, _ = quantized(fork, function)
+    (_, on_input, _), (_, behind, readers) = quantizers(graph).values()
+    assert (on_input, behind, readers) == ("a b", "c", {"c"})
 
 
 def test_what_no_layer_reads_stays_float() -> None:

@@ -319,6 +319,15 @@ def test_a_table_holds_its_functions_of_every_code(bits: int) -> None:
 
 
 @every_width
+def test_a_table_has_256_entries_of_which_those_past_the_width_repeat_the_last(bits: int) -> None:
+    ran = run(Lookup("x", "y", (AtenCall("sigmoid.default"),)), {"x": "in"}, ("out", (7, 7, IN)), {}, at(bits))
+    (table,) = [step.table for step in Binder(ran.program).bind(ran.widths) if step.table is not None]
+    assert table.dtype == torch.uint8
+    assert table.shape == (256,)
+    assert set(table[2**bits - 1 :].tolist()) == {int(table[2**bits - 1])}
+
+
+@every_width
 def test_quantizing_multiplies_by_the_float_reciprocal_of_the_scale(bits: int) -> None:
     ran = run(Affine("x", "y", Epilogue()), {"x": "in"}, (None, (7, 7, IN)), {}, at(bits))
     scale, zero = GRIDS["in"].scales[bits - 1], GRIDS["in"].zero_points[bits - 1]
