@@ -449,7 +449,7 @@ X = torch.zeros(2, 3)
         ([torch.full((2, 3), float("inf"))], "an input holds NaN or infinity"),
         (["text"], "batch 0: a batch is of type str"),
         ([X, {"x": X}], "calibration data, batch 1: a batch is of type dict"),
-        (X, r"calibration is a tensor, expected batches\n  try: write calibration=\[...\]"),
+        (X, r"calibration is of type Tensor, expected batches\n  try: write calibration=\[...\]"),
         ([(X, X, X)], "a batch has 3 parts, the model takes 1"),
         ([((X, X), X)], "a batch has 3 parts, the model takes 1"),
         ([(X, "label")], "a batch has 2 parts"),

@@ -89,8 +89,10 @@ class Context:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"seed={self.seed!r} must be a whole number from 0 to 2^63 - 1")
         for name, data in (("calibration", self.calibration), ("labelled", self.labelled)):
-            if isinstance(data, Tensor):  # which can be iterated, sample by sample
-                raise DataError(f"{name} is a tensor, expected batches", hint=f"write {name}=[...] for one batch")
+            # a tensor can be iterated too, sample by sample
+            if isinstance(data, Tensor) or not isinstance(data, Iterable | None):
+                kind = type(data).__name__
+                raise DataError(f"{name} is of type {kind}, expected batches", hint=f"write {name}=[...] for one batch")
         if self.calibration is not None:  # several passes read it, an iterator could be read once only
             object.__setattr__(self, "calibration", tuple(self.calibration))
 
