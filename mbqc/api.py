@@ -95,7 +95,7 @@ def pipeline_of(passes: str | Sequence[Pass]) -> Pipeline:
     names = [item.name for item in pipeline.passes]
     first = () if "normalize" in names else (find_pass("normalize")(),)
     last = () if "lower" in names else (find_pass("lower")(),)
-    complete = Pipeline((*first, *pipeline.passes, *last))
+    complete = pipeline.between(first, last)
     if complete.passes[-1].name != "lower":
         raise PipelineError("lower must be the last pass", where=f"pipeline {complete}")
     complete.check()

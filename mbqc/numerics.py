@@ -44,7 +44,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | float, qmin: int, qm
 
 
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """Stored codes of a weight whose sum, in every output channel, is that of the real numbers to half a code.
+    """Stored codes of a weight whose sum, in every output channel, is that of the (clipped) numbers to half a code.
 
     Rounding to nearest leaves a channel's mean off by `scale / sqrt(12 K)` on average, which a depthwise layer (K = 9)
     passes on to all its outputs. So the few codes closest to a tie are rounded the other way. On MobileNetV2 at 8 bits
@@ -58,16 +58,15 @@ def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
         Integer-valued codes in the shape and dtype of `weight`.
     """
     low, high = weight_range(STORED_BITS)
-    scaled = weight.flatten(1) * scale.reciprocal()[:, None]
-    codes = torch.clamp(torch.round(scaled), low, high)
+    scaled = (weight.flatten(1) * scale.reciprocal()[:, None]).clamp(low, high)
+    codes = torch.round(scaled)
     remainder = scaled - codes
     missing = torch.round(remainder.sum(1, keepdim=True, dtype=torch.float64)).to(codes.dtype)
-    direction = missing.sign()
-    movable = (codes + direction >= low) & (codes + direction <= high)
-    gain = torch.where(movable, remainder * direction, -torch.inf)
-    order = gain.argsort(dim=1, descending=True, stable=True)
+    # at least twice as many remainders as are missing point that way, so no code moves away from its number or is
+    # pushed out of the range
+    order = (remainder * missing.sign()).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-    return (codes + direction * (movable & (rank < missing.abs()))).reshape(weight.shape)
+    return (codes + missing.sign() * (rank < missing.abs())).reshape(weight.shape)
 
 
 def narrow(codes: Tensor, bits: int, ladder: Ladder) -> Tensor:

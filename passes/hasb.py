@@ -52,8 +52,8 @@ class Hasb(Pass):
     def __post_init__(self) -> None:
         if self.probes < 2 or self.samples < 1 or not self.tolerance > 0:
             raise PipelineError("probes must be at least 2, samples at least 1, tolerance positive", where="pass hasb")
-        if not self.bits or any(b not in ALL_BITS for b in self.bits):
-            raise PipelineError(f"bits={self.bits} must be widths from 1 to 8", where="pass hasb")
+        if not self.bits or any(b not in ALL_BITS for b in self.bits) or len(set(self.bits)) != len(self.bits):
+            raise PipelineError(f"bits={self.bits} must be different widths from 1 to 8", where="pass hasb")
 
     def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
         """The same graph with annotations.

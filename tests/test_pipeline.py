@@ -261,6 +261,7 @@ def test_a_users_pass_runs_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "my_passes.py"
     file.write_text(USERS_PASS)
     pipeline = parse(f"normalize,{file}:Scale{{layers='8':,by=0.5}}")
+    assert parse(str(pipeline)) == pipeline
     graph, (x,) = zoo.traced(MODEL), zoo.example(MODEL)[1]
     scaled = pipeline.run(graph, zoo.context(MODEL), [Verify(ALL)])
     assert isinstance(scaled, fx.GraphModule)

@@ -6,7 +6,7 @@ import copy
 import inspect
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -20,9 +20,14 @@ from mbqc.spec import format_dataclass, parse_dataclass, split_specs
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in the order in which they run."""
+    """Passes in the order in which they run.
+
+    Attributes:
+        places: how each pass was named where it was found, such as `file.py:Class`; empty where that is its name.
+    """
 
     passes: tuple[Pass, ...]
+    places: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def parse(cls, text: str, find: Callable[[str], type[Pass]]) -> Pipeline:
@@ -34,10 +39,19 @@ class Pipeline:
         Raises:
             PipelineError: unbalanced text, an unknown pass or option, a value of the wrong type.
         """
-        return cls(tuple(parse_dataclass(find(name), options, name) for name, options in split_specs(text)))
+        specs = split_specs(text)
+        passes = tuple(parse_dataclass(find(name), options, name) for name, options in specs)
+        return cls(passes, tuple(name for name, _ in specs))
 
     def __str__(self) -> str:
-        return ",".join(format_pass(item) for item in self.passes)
+        places = self.places or tuple(item.name for item in self.passes)
+        return ",".join(format_dataclass(item, place) for item, place in zip(self.passes, places, strict=True))
+
+    def between(self, first: tuple[Pass, ...], last: tuple[Pass, ...]) -> Pipeline:
+        """The same passes with others before and behind them."""
+        places = self.places or tuple(item.name for item in self.passes)
+        outer = [tuple(item.name for item in passes) for passes in (first, last)]
+        return Pipeline((*first, *self.passes, *last), (*outer[0], *places, *outer[1]))
 
     def check(self, start: frozenset[str] = frozenset()) -> None:
         """Refuses an order that cannot work, with all reasons at once.
@@ -103,11 +117,6 @@ def properties_of(graph: fx.GraphModule) -> frozenset[str]:
     held = graph.meta.get("properties", frozenset())
     assert isinstance(held, frozenset)
     return held
-
-
-def format_pass(item: Pass) -> str:
-    """A pass as text, options that differ from their default in braces."""
-    return format_dataclass(item, item.name)
 
 
 def _repeatable(item: Pass) -> bool:

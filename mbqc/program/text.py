@@ -11,6 +11,7 @@ from mbqc.program.operations import (
     Aten,
     AtenCall,
     BatchMultiple,
+    Concat,
     Constant,
     DTypeArgument,
     Epilogue,
@@ -21,7 +22,6 @@ from mbqc.program.operations import (
     Reference,
     Value,
     Weight,
-    inputs_of,
     outputs_of,
 )
 
@@ -53,7 +53,8 @@ def format_operation(operation: AnyOperation) -> str:
     if isinstance(operation, Aten):
         return _format_call(operation.call)
     kind = operation.__struct_config__.tag
-    sources = [f"%{name}" for name in inputs_of(operation)]
+    inputs = operation.inputs if isinstance(operation, Concat) else (operation.input,)
+    sources = [f"%{name}" for name in inputs]
     options: list[str] = []
     for field in msgspec.structs.fields(operation):
         value = getattr(operation, field.name)

@@ -88,6 +88,7 @@ def _check_value(listing: Listing, name: str, value: Value) -> None:
     _require((value.dtype == "u8") == (value.grid is not None), "u8 values, and only they, have a grid", where)
     _require(value.grid is None or value.grid in listing.grids, f"unknown grid {value.grid!r}", where)
     _require(math.prod(max(abs(d), 1) for d in value.shape) < LARGEST_SAMPLE, "the shape is too large", where)
+    _require(value.dtype != "u8" or (value.shape or (1,))[-1] > -2, "channels cannot depend on the batch size", where)
 
 
 def _check_order(listing: Listing) -> None:

@@ -13,16 +13,10 @@ Sides = tuple[int, int, int, int]
 
 def convolution_geometry(module: QuantConv1d | QuantConv2d, extra: Sides) -> tuple[Pair, Sides, Pair]:
     """Stride, padding (with `extra` zeros around the input) and dilation."""
-    kernel, stride, dilation = (_pair(v, 1) for v in (module.kernel_size, module.stride, module.dilation))
-    if module.padding == "same":  # the odd element goes behind, as torch does
-        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        before = [t // 2 for t in total]
-        sides = (before[0], total[0] - before[0], before[1], total[1] - before[1])
-    else:
-        top, left = (0, 0) if module.padding == "valid" else _pair(module.padding, 0)
-        sides = (top, top, left, left)
+    top, left = _pair(module.padding, 0)
+    sides = (top, top, left, left)
     summed = tuple(a + b for a, b in zip(sides, extra, strict=True))
-    return stride, (summed[0], summed[1], summed[2], summed[3]), dilation
+    return _pair(module.stride, 1), (summed[0], summed[1], summed[2], summed[3]), _pair(module.dilation, 1)
 
 
 def average_window(module: nn.Module, before: Dims, after: Dims) -> tuple[Pair, Pair, Sides]:
@@ -74,6 +68,6 @@ def permutation(node: fx.Node) -> tuple[int, ...]:
 
 def _pair(value: int | str | tuple[int, ...], missing: int, rank: int = 2) -> Pair:
     """A size as two numbers; `missing` stands for the height of a one-dimensional operation."""
-    assert not isinstance(value, str)
+    assert not isinstance(value, str), "normalize writes padding as numbers"
     given = value if isinstance(value, tuple) else (value,) * rank
     return (missing, given[0]) if len(given) == 1 else (given[0], given[1])

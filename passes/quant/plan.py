@@ -38,6 +38,10 @@ def plan(graph: fx.GraphModule, roles: dict[fx.Node, Role]) -> list[QuantizerPla
     return _Planner(graph, roles).plan()
 
 
+FLOWING = (Role.LAYER, Role.AVERAGE, Role.NORM, Role.ADD, Role.CLAMP, Role.TABLE)
+"""What may pass its value on before it is stored."""
+
+
 class _Planner:
     def __init__(self, graph: fx.GraphModule, roles: dict[fx.Node, Role]) -> None:
         self.graph, self.roles = graph, roles
@@ -91,7 +95,7 @@ class _Planner:
         absorbed: set[fx.Node] = set()
         for node in self.graph.graph.nodes:
             role = self.roles[node]
-            if node not in self.integer or role not in (Role.LAYER, Role.AVERAGE, Role.NORM, Role.ADD, Role.CLAMP):
+            if node not in self.integer or role not in FLOWING:
                 continue
             user = next(iter(node.users)) if len(node.users) == 1 else None
             if user is not None and user in self.integer and self._flows_into(node, user, absorbed):
@@ -99,7 +103,9 @@ class _Planner:
         return absorbed
 
     def _flows_into(self, node: fx.Node, user: fx.Node, absorbed: set[fx.Node]) -> bool:
-        """An epilogue is affine, then a residual, then a clamp: what is open after `node` decides."""
+        """An epilogue is affine, then a residual, then a clamp; a table goes on in a table: what is open decides."""
+        if Role.TABLE in (self.roles[node], self.roles[user]):
+            return self.roles[node] is self.roles[user]
         affine_only = self.roles[node] not in (Role.ADD, Role.CLAMP)
         match self.roles[user]:
             case Role.NORM:

@@ -270,6 +270,13 @@ def test_other_activations_become_tables(function: Callable[[Tensor], Tensor], n
     assert (call.name, call.args) == (name, arguments)
 
 
+def test_activations_in_a_row_become_one_table() -> None:
+    program = net(pair, lambda m, x: m.b(torch.tanh(F.silu(m.a(x)))))
+    assert kinds(program) == ["Quantize", "Conv", "Lookup", "Conv", "Permute"]
+    ((first, second),) = (table.functions for table in operations(program, Lookup))
+    assert (first.name, second.name) == ("silu.default", "tanh.default")
+
+
 def test_pooling_and_reshaping_move_codes_and_keep_their_grid() -> None:
     program = net(
         lambda: {"a": conv(3, 4), "fc": nn.Linear(64, 3)},
