@@ -24,7 +24,7 @@ kernels = Extension(
     sources=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("backends/cpu/csrc/*.cpp")),
     depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("backends/cpu/csrc/*.h")),
     # contraction off: the epilogue is a multiplication and an addition with two roundings (the numerics contract)
-    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"],
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"],
     optional=True,
 )
 

@@ -14,9 +14,10 @@ from mbqc.backends.cpu.geometry import pack_layers
 from mbqc.backends.cpu.memory import ArenaPool, Layout, layout
 from mbqc.backends.cpu.native import Kernels, kernels
 from mbqc.backends.cpu.plan import NativeRun, Part, plan
+from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder
-from mbqc.program.operations import Aten, Listing, Program
+from mbqc.program.operations import TORCH_DTYPES, Aten, Listing, Program
 from mbqc.widths import Widths
 
 CACHED_PLANS = 32
@@ -72,6 +73,7 @@ class CpuExecutable:
             values = _Values(listing, places, arena, batch)
             for name, tensor in zip(listing.inputs, inputs, strict=True):
                 values.define(name, tensor)
+            values.allocate()
             for part in self._plan(widths, trace):
                 if isinstance(part, NativeRun):
                     self._kernels.run(part.steps, batch, values.bases)
@@ -98,6 +100,12 @@ class _Values(Mapping[str, Tensor]):
         found = (self.tensors.get(name) for name in self.layout.external)
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in found]
         return (ctypes.c_void_p * (1 + len(addresses)))(self.arena.data_ptr(), *addresses)
+
+    def allocate(self) -> None:
+        """Makes the tensors that kernels write."""
+        for name in self.layout.made:
+            value = self.listing.values[name]
+            self.tensors[name] = torch.empty(at_batch(value.shape, self.batch), dtype=TORCH_DTYPES[value.dtype])
 
     def define(self, name: str, tensor: Tensor) -> None:
         """Sets an input, or a result of torch: it may be a view of the arena, whose memory will be reused."""

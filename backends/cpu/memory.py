@@ -17,7 +17,7 @@ from mbqc.program.arena import ALIGNMENT, ITEM_BYTES, Arena, plan, sample_bytes
 from mbqc.program.operations import TORCH_DTYPES, Aten, Listing, outputs_of
 
 SLACK = 64
-"""Bytes behind the arena: kernels read whole vectors, past the end of a value."""
+"""Bytes behind the arena and some scratch: kernels read (and in scratch write) whole vectors, past the end."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class Layout:
     Attributes:
         places: of values by name; base 0 is the arena.
         external: values in tensors of their own, in the order of their bases, which follow the arena's.
+        made: those of them that kernels write.
         sample, fixed: bytes of the arena, per sample and besides.
     """
 
     places: dict[str, Place]
     external: tuple[str, ...]
+    made: tuple[str, ...]
     scratch: Scratch
     sample: int
     fixed: int
@@ -64,17 +66,18 @@ class Layout:
 def layout(listing: Listing, geometries: Iterable[ConvGeometry], *, reuse: bool) -> Layout:
     """Places for a Program; without `reuse` every value keeps its memory to the end of the call.
 
-    Codes are always in the arena: kernels may read past their end.
+    Codes are always in the arena: kernels may read past their end. Other outputs outlive it.
     """
-    torch_made = {name for op in listing.operations if isinstance(op, Aten) for name in outputs_of(op)}
-    outside = torch_made.union(listing.inputs)
+    given = {name for op in listing.operations if isinstance(op, Aten) for name in outputs_of(op)}.union(listing.inputs)
+    outside = given.union(listing.outputs) if reuse else given
     external = tuple(name for name in listing.values if name in outside and listing.values[name].dtype != "u8")
     inside = frozenset(listing.values) - frozenset(external)
     arena = plan(listing, inside) if reuse else _side_by_side(listing, inside)
     places = {name: Place(0, offset, 0) for name, offset in arena.offsets.items()}
     places |= {name: Place(index, 0, 0) for index, name in enumerate(external, start=1)}
     scratch, sample, fixed = _scratch(list(geometries), arena.size)
-    return Layout(places, external, scratch, sample, fixed + SLACK)
+    made = tuple(name for name in external if name not in given)
+    return Layout(places, external, made, scratch, sample, fixed + SLACK)
 
 
 def _side_by_side(listing: Listing, values: frozenset[str]) -> Arena:
@@ -96,10 +99,14 @@ def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, 
 
     dense = [g for g in geometries if not g.depthwise]
     depthwise = [g for g in geometries if g.depthwise]
+
+    def windows_of(g: ConvGeometry) -> int:
+        return 4 * abs(extent((g.images, g.out_height, g.out_width))) * g.groups + SLACK
+
     pixel_sums = start + largest(pixels(g) * g.channels for g in dense if any(g.padding))
     windows = pixel_sums + largest(4 * pixels(g) * g.groups for g in dense)
-    sample = windows + largest(4 * abs(extent((g.images, g.out_height, g.out_width))) * g.groups for g in dense)
-    dense_columns = (4 * g.padded[1] * g.groups for g in dense if g.kernel != (1, 1) or g.stride != (1, 1))
+    sample = windows + largest(map(windows_of, dense))
+    dense_columns = (4 * g.padded[1] * g.groups + SLACK for g in dense if g.kernel != (1, 1) or g.stride != (1, 1))
     depthwise_columns = (bands(g.kernel[0]) * g.padded[1] * BLOCK * QUAD for g in depthwise)
     border_rows = (g.width * g.channels + SLACK for g in depthwise)
     columns = largest([*dense_columns, *depthwise_columns, *border_rows])

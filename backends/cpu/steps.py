@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mbqc import numerics
 from mbqc.backends.cpu import abi
+from mbqc.backends.cpu.epilogues import in_range, readable, scaled
 from mbqc.backends.cpu.geometry import LayerData, extent
 from mbqc.backends.cpu.memory import Layout
 from mbqc.errors import BackendError
@@ -30,9 +30,6 @@ from mbqc.program.operations import (
     Quantize,
     Reshape,
 )
-
-SAFE_TOTAL = 2.0**30
-"""Bound of totals that are in int32's range, with room for rounding."""
 
 
 @dataclass(frozen=True)
@@ -86,24 +83,18 @@ class StepBuilder:
         self.tables.append(table)
         return table.data_ptr()
 
-    def _layer_epilogue(self, operation: Conv | Linear, step: Step) -> abi.Epilogue:
-        """Of a layer: it also says whether totals need no cap before they become whole numbers."""
-        bound, largest_code = step.epilogues[0], numerics.activation_range(numerics.STORED_BITS)[1]
-        largest_window = largest_code * self.program.tensors[operation.weight.codes][0].numel()
-        parts = [
-            bound.multiplier.abs().max() * largest_window * -numerics.weight_range(step.bits)[0],
-            bound.addend.abs().max(),
-            torch.tensor(bound.residual_multiplier * largest_code).abs(),
-        ]
-        if bound.window_multiplier is not None:
-            parts.append(bound.window_multiplier.abs().max() * largest_window)
+    def _layer(self, operation: Conv | Linear, step: Step) -> tuple[abi.StoredWeights, abi.Epilogue]:
+        """Weights and epilogue of a layer."""
+        bound, shift = scaled(step.epilogues[0], step.bits)
+        codes, rounds = self.layers[operation.output].weights, self.program.listing.ladder == "round"
+        weights = abi.StoredWeights(self._pointer(codes), step.bits, rounds, shift, self.layout.scratch.panel)
         epilogue = self._epilogue(bound, operation.output, operation.epilogue.residual)
-        epilogue.in_range = bool(torch.stack(parts).sum() < SAFE_TOTAL)
-        return epilogue
+        epilogue.in_range = in_range(bound, self.program.tensors[operation.weight.codes][0].numel())
+        return weights, epilogue
 
     def _epilogue(self, bound: BoundEpilogue, output: str, residual: str | None = None) -> abi.Epilogue:
         def pointer(table: Tensor | None) -> int | None:
-            return None if table is None else self._pointer(_readable(table))
+            return None if table is None else self._pointer(readable(table))
 
         return abi.Epilogue(
             multiplier=pointer(bound.multiplier),
@@ -134,13 +125,9 @@ class StepBuilder:
             bound.high,
         )
 
-    def _weights(self, data: LayerData, bits: int) -> abi.StoredWeights:
-        rounds = self.program.listing.ladder == "round"
-        return abi.StoredWeights(self._pointer(data.weights), bits, rounds, self.layout.scratch.panel)
-
     def _conv(self, operation: Conv | Linear, step: Step) -> abi.Conv:
-        data, scratch = self.layers[operation.output], self.layout.scratch
-        g = data.geometry
+        g, scratch = self.layers[operation.output].geometry, self.layout.scratch
+        weights, epilogue = self._layer(operation, step)
         return abi.Conv(
             input=self._place(operation.input),
             output=self._place(operation.output),
@@ -148,8 +135,8 @@ class StepBuilder:
             pixel_sums=scratch.pixel_sums,
             windows=scratch.windows,
             columns=scratch.columns,
-            epilogue=self._layer_epilogue(operation, step),
-            weights=self._weights(data, step.bits),
+            epilogue=epilogue,
+            weights=weights,
             run_taps=g.run_taps,
             images=g.images,
             height=g.height,
@@ -170,12 +157,13 @@ class StepBuilder:
         data = self.layers[operation.output]
         g = data.geometry
         assert data.ones is not None
+        weights, epilogue = self._layer(operation, step)
         return abi.Depthwise(
             input=self._place(operation.input),
             output=self._place(operation.output),
             columns=self.layout.scratch.columns,
-            epilogue=self._layer_epilogue(operation, step),
-            weights=self._weights(data, step.bits),
+            epilogue=epilogue,
+            weights=weights,
             ones=self._pointer(data.ones),
             images=g.images,
             height=g.height,
@@ -277,10 +265,3 @@ class StepBuilder:
 def _is_identity(table: Tensor | None) -> bool:
     """Whether a lookup moves codes between equal grids."""
     return table is not None and table.dtype == torch.uint8 and torch.equal(table, torch.arange(256, dtype=torch.uint8))
-
-
-def _readable(table: Tensor) -> Tensor:
-    """A table from any of whose entries a whole vector can be read; one entry stands for all."""
-    if table.numel() == 1:
-        return table.expand(abi.BLOCK).contiguous()
-    return torch.nn.functional.pad(table, (0, abi.BLOCK - 1))

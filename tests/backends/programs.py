@@ -110,6 +110,16 @@ class Drawing:
             source, out, **window, groups=groups, grid=self.grid(), corrected=corrected, epilogue=self.epilogue(shape)
         )
 
+    def depthwise(self) -> str:
+        """A 3 x 3 kernel for each channel: more channels than a vector, and every remainder."""
+        build, channels = self.build, self.one_of(3, 16, 24, 32, 48, 64, 80, 96, 130)
+        source = self.image(channels)
+        padding = self.one_of((1, 1, 1, 1), (2, 1, 2, 0), (2, 1, 2, 2))
+        stride = self.one_of((1, 1), (2, 2), (2, 1), (1, 2))
+        options = {"groups": channels, "corrected": self.one_of("none", "mean", "both"), "grid": build.new_grid()}
+        epilogue = Epilogue(low=self.one_of(None, -0.25), high=self.one_of(None, 0.75))
+        return build.conv(source, channels, (3, 3), stride=stride, padding=padding, epilogue=epilogue, **options)
+
     def pointwise(self) -> str:
         """A 1 x 1 convolution of a wide image: tiles of all sizes."""
         build = self.build
@@ -212,6 +222,7 @@ class Drawing:
 KINDS = (
     "quantize",
     "conv",
+    "depthwise",
     "pointwise",
     "linear",
     "affine",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from mbqc.backend import Executable
 from mbqc.backends import cpu, reference
 from mbqc.backends.cpu.native import ISA_VARIABLE, supported_isas
-from mbqc.program.operations import Program
+from mbqc.program.operations import Epilogue, Program
 from mbqc.widths import Widths
 
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -70,3 +71,25 @@ def test_accumulators_beyond_the_float_mantissa(bits: int) -> None:
     program = build.finish((build.linear(codes, 40, grid=None, corrected="both"),))
     inputs = [torch.randn(5, 20_000, generator=torch.Generator().manual_seed(0)).abs() * 10]
     check(Case(program, inputs, Widths((("layer0", bits),))))
+
+
+@pytest.mark.parametrize("bits", [8, 5, 1])
+@pytest.mark.parametrize(("gain", "grid"), [(1e12, True), (1e12, False), (1e-37, False)])
+def test_multipliers_at_the_ends_of_the_float_range(bits: int, gain: float, grid: bool) -> None:
+    """Totals beyond int32, and multipliers from which no power of two can be taken without loss."""
+    build = Builder(seed=5)
+
+    def conv(source: str, out: int, **options: Any) -> str:
+        epilogue = Epilogue(gain=build.tensor(torch.full((out,), gain)))
+        target = build.new_grid() if grid else None
+        return build.conv(source, out, grid=target, corrected="both", epilogue=epilogue, **options)
+
+    image = build.quantize(build.new_input((-1, 9, 9, 24)), build.new_grid())
+    outputs = [
+        conv(image, 40),
+        conv(image, 40, kernel=(3, 3), stride=(2, 2)),
+        conv(image, 24, kernel=(3, 3), padding=(1, 1, 1, 1), groups=24),
+    ]
+    program = build.finish(tuple(build.affine(v, grid=None) if grid else v for v in outputs))
+    inputs = [torch.randn(1, 9, 9, 24, generator=torch.Generator().manual_seed(0))]
+    check(Case(program, inputs, Widths(tuple((layer, bits) for layer in build.layers))))

@@ -74,6 +74,7 @@ struct StoredWeights {
     const int8_t* codes;
     int64_t bits;
     int64_t rounds;  // the ladder: 1 rounds, 0 drops bits
+    int64_t shift;   // kernels leave codes scaled by 2^(8 - bits); 0: so that the multiplier makes up for it
     Place panel;     // scratch for weights of a lower width
 };
 
@@ -83,7 +84,7 @@ struct Conv {
     Place output;
     Place bordered;    // the input with its border, if there is one
     Place pixel_sums;  // with a window multiplier: int32 [images, padded height, padded width, groups]
-    Place windows;     // with a window multiplier: int32 [images, output height, output width, groups]
+    Place windows;     // with a window multiplier: float32 [images, output height, output width, groups]
     Place columns;     // with a window multiplier: int32 [padded width, groups]
     Epilogue epilogue;
     StoredWeights weights;  // [groups][blocks][runs][quads][BLOCK][QUAD]; panel: PANEL_BLOCKS blocks

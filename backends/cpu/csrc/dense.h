@@ -22,21 +22,27 @@ struct Finish {
     const float* multiplier;
     const float* addend;
     const float* window_multiplier;
-    int64_t lanes;         // outputs of the panel
-    int64_t pixel_step;    // from pixel to pixel, in elements
-    int64_t window_step;   // likewise, in window sums
-    int drop;              // accumulators are scaled by 2^drop
-    const int32_t* windows;  // null: no window sums
+    int64_t lanes;            // outputs of the panel
+    int64_t pixel_step;       // from pixel to pixel, in elements
+    int64_t window_step;      // likewise, in window sums
+    int64_t shift;            // of accumulators
+    const float* windows;     // null: no window sums
     const uint8_t* residual;  // null: none
-    void* output;
+    uint8_t* output;          // bytes of codes or floats
+
+    // To the tile that begins so many pixels further on.
+    void advance(int64_t pixels) {
+        if (windows) windows += pixels * window_step;
+        if (residual) residual += pixels * pixel_step;
+        output += pixels * pixel_step * (epilogue.to_float ? 4 : 1);
+    }
 };
 
-// Stores a tile of totals, none beyond int32 or not a number but for the lowest, as codes.
+// Stores a tile of totals as codes. None is above int32's range; what is not a number becomes the lowest code.
 template <int PIXELS, int VECTORS>
 INLINE inline void store_tile(const Float (&totals)[PIXELS][VECTORS], const Finish& f) {
     constexpr int COUNT = PIXELS * VECTORS, EACH = PACK / VECTORS;  // pixels of a pack
     const auto low = static_cast<uint8_t>(f.epilogue.low), high = static_cast<uint8_t>(f.epilogue.high);
-    auto* const output = static_cast<uint8_t*>(f.output);
     const auto total = [&](auto i) INLINE {
         constexpr int I = i < COUNT ? i : 0;
         return totals[I / VECTORS][I % VECTORS];
@@ -47,7 +53,7 @@ INLINE inline void store_tile(const Float (&totals)[PIXELS][VECTORS], const Fini
                                   total(number<FIRST + 3>), low, high);
         unrolled(std::make_integer_sequence<int, EACH>{}, [&](auto i) INLINE {
             if constexpr (FIRST / VECTORS + i < PIXELS) {
-                store_packed<i * VECTORS, VECTORS>(output + (FIRST / VECTORS + i) * f.pixel_step, codes, f.lanes);
+                store_packed<i * VECTORS, VECTORS>(f.output + (FIRST / VECTORS + i) * f.pixel_step, codes, f.lanes);
             }
         });
     });
@@ -66,7 +72,7 @@ INLINE inline void finish_tile(const Int (&sums)[PIXELS][VECTORS], const Finish&
     each([&](Float& t, auto p, auto v) INLINE { t = to_float(sums[p][v]) * load(f.multiplier + v * LANES); });
     if (f.windows) {
         each([&](Float& t, auto p, auto v) INLINE {
-            t = t + to_float(splat(f.windows[p * f.window_step])) * load(f.window_multiplier + v * LANES);
+            t = t + splat(f.windows[p * f.window_step]) * load(f.window_multiplier + v * LANES);
         });
     }
     each([&](Float& t, auto, auto v) INLINE { t = t + load(f.addend + v * LANES); });
@@ -81,7 +87,7 @@ INLINE inline void finish_tile(const Int (&sums)[PIXELS][VECTORS], const Finish&
     if (f.epilogue.to_float) {  // not-a-number and negative zero pass
         const Float low = splat(f.epilogue.low);
         each([&](Float& t, auto p, auto v) INLINE {
-            float* const to = static_cast<float*>(f.output) + p * f.pixel_step + v * LANES;
+            float* const to = reinterpret_cast<float*>(f.output) + p * f.pixel_step + v * LANES;
             if (lanes(v) > 0) store(to, smaller(high, larger(low, t)), lanes(v));
         });
     } else {
@@ -90,14 +96,13 @@ INLINE inline void finish_tile(const Int (&sums)[PIXELS][VECTORS], const Finish&
     }
 }
 
-// Outputs [PIXELS][BLOCKS * BLOCK] of neighbouring pixels. All indices of `sums` are constants: in loops, g++ keeps it
-// in memory.
+// Accumulators [PIXELS][BLOCKS * BLOCK] of neighbouring pixels. All indices of `sums` are constants: in loops, g++
+// keeps it in memory.
 template <int PIXELS, int BLOCKS, bool NARROW>
-void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, const Narrowing& narrowing, const Finish& f) {
-    constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
+INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_t* panel, const Narrowing& narrowing,
+                                 Int (&sums)[PIXELS][BLOCKS * BLOCK_VECTORS]) {
     constexpr auto each_pixel = std::make_integer_sequence<int, PIXELS>{};
-    constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
-    Int sums[PIXELS][VECTORS];
+    constexpr auto each_vector = std::make_integer_sequence<int, BLOCKS * BLOCK_VECTORS>{};
     unrolled(each_pixel, [&](auto p) INLINE { unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = zero(); }); });
     const int64_t stride = walk.pixel_stride, second = walk.panel_bytes;
     for (int64_t row = 0; row < walk.rows; ++row, x += walk.row_step) {
@@ -105,10 +110,10 @@ void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, const Nar
         for (int64_t run = 0; run < walk.runs; ++run, start += walk.run_step) {
             const uint8_t* from = start;
             for (int64_t quad = 0; quad < walk.quads; ++quad, from += QUAD, panel += PANEL_GROUP) {
-                Weights w[VECTORS];
+                Weights w[BLOCKS * BLOCK_VECTORS];
                 unrolled(each_vector, [&](auto v) INLINE {
                     const int8_t* codes = panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD;
-                    w[v] = NARROW ? weights(codes, narrowing) : weights(codes);
+                    w[v] = weights(NARROW ? narrow(codes, narrowing) : load_codes(codes));
                 });
                 unrolled(each_pixel, [&](auto p) INLINE {
                     const Bytes inputs = broadcast(from + p * stride);
@@ -117,12 +122,20 @@ void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, const Nar
             }
         }
     }
-    if constexpr (NARROW) {
-        unrolled(each_pixel, [&](auto p) INLINE {
-            unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = shift_right(sums[p][v], f.drop); });
+}
+
+// One tile, from inputs at `x` to where `f` says.
+template <int PIXELS, int BLOCKS, bool NARROW>
+void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, const Narrowing& narrowing, const Finish& f) {
+    constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
+    Int sums[PIXELS][VECTORS];
+    multiply_tile<PIXELS, BLOCKS, NARROW>(walk, x, panel, narrowing, sums);
+    if (f.shift) {
+        unrolled(std::make_integer_sequence<int, PIXELS * VECTORS>{}, [&](auto i) INLINE {
+            sums[i / VECTORS][i % VECTORS] = shift_right(sums[i / VECTORS][i % VECTORS], f.shift);
         });
     }
-    finish_tile(sums, f);
+    finish_tile<PIXELS, VECTORS>(sums, f);
 }
 
 using Multiply = void (*)(const Walk&, const uint8_t*, const int8_t*, const Narrowing&, const Finish&);

@@ -54,13 +54,13 @@ struct DepthwiseRow {
                 unrolled(each, [&](auto i) INLINE {
                     const int64_t lane = i % BLOCK_VECTORS * LANES * QUAD;
                     const Bytes codes = load_bytes(from + i / BLOCK_VECTORS * step + lane);
-                    acc[i] = dot(acc[i], codes, weights(panel + lane));
-                    if constexpr (WINDOWS) window[i] = dot(window[i], codes, weights(ones + lane));
+                    acc[i] = dot(acc[i], codes, weights(load_codes(panel + lane)));
+                    if constexpr (WINDOWS) window[i] = dot(window[i], codes, weights(load_codes(ones + lane)));
                 });
             }
         }
         unrolled(each, [&](auto i) INLINE {
-            store(sums + i * LANES, acc[i]);
+            store(sums + i * LANES, shift_right(acc[i], c.weights.shift));
             if constexpr (WINDOWS) store(windows + i * LANES, window[i]);
         });
     }

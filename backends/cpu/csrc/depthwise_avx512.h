@@ -14,8 +14,10 @@ constexpr auto four = std::make_integer_sequence<int, 4>{};
 // Vector j gets 16-byte lane j of each of four blocks.
 inline void scatter(const void* const (&blocks)[4], __m512i (&to)[4]) {
     const auto block = [&](int i) INLINE { return _mm512_loadu_si512(blocks[i]); };
-    const __m512i a = _mm512_shuffle_i32x4(block(0), block(1), 0x44), b = _mm512_shuffle_i32x4(block(0), block(1), 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(block(2), block(3), 0x44), d = _mm512_shuffle_i32x4(block(2), block(3), 0xee);
+    const __m512i a = _mm512_shuffle_i32x4(block(0), block(1), 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(block(0), block(1), 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(block(2), block(3), 0x44);
+    const __m512i d = _mm512_shuffle_i32x4(block(2), block(3), 0xee);
     to[0] = _mm512_shuffle_i32x4(a, c, 0x88);
     to[1] = _mm512_shuffle_i32x4(a, c, 0xdd);
     to[2] = _mm512_shuffle_i32x4(b, d, 0x88);
@@ -48,8 +50,8 @@ struct ScatteredLayer {
         load_scattered(c.epilogue.multiplier, BLOCK, multiplier);
         load_scattered(c.epilogue.addend, BLOCK, addend);
         if constexpr (WINDOWS) load_scattered(c.epilogue.window_multiplier, BLOCK, window_multiplier);
-        low = _mm512_set1_epi8(static_cast<char>(c.epilogue.low));
-        high = _mm512_set1_epi8(static_cast<char>(c.epilogue.high));
+        low = _mm512_set1_epi8(static_cast<char>(static_cast<int>(c.epilogue.low)));
+        high = _mm512_set1_epi8(static_cast<char>(static_cast<int>(c.epilogue.high)));
     }
 };
 
@@ -79,7 +81,9 @@ struct Rows {
     INLINE __m512i load(int tap, int64_t offset) const {
         const auto part = [&](int row) INLINE { return inputs[tap][row] + offset; };
         if constexpr (ROWS == 1) return _mm512_loadu_si512(part(0));
-        const auto half = [&](int row) INLINE { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part(row))); };
+        const auto half = [&](int row) INLINE {
+            return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part(row)));
+        };
         if constexpr (ROWS == 2) return _mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
         __m512i all = _mm512_castsi128_si512(row(part(0)));
         all = _mm512_inserti32x4(all, row(part(1 % ROWS)), 1);
@@ -188,7 +192,7 @@ void depthwise_columns(const Depthwise& c, const Call& call, const int8_t* panel
 inline bool depthwise_3x3(const Depthwise& c, const Call& call) {
     const Epilogue& e = c.epilogue;
     const bool kernel = c.kernel[0] == 3 && c.kernel[1] == 3 && c.dilation[0] == 1 && c.dilation[1] == 1;
-    if (!kernel || c.stride[1] > 2 || e.has_residual || e.to_float || !e.in_range) return false;
+    if (!kernel || c.stride[1] > 2 || e.has_residual || e.to_float || !e.in_range || c.weights.shift) return false;
     const int64_t blocks = (c.channels + BLOCK - 1) / BLOCK;
     const int8_t* panels = narrowed(c.weights, c.weights.codes, blocks * 3 * PANEL_GROUP, call);
     const auto border_bytes = static_cast<size_t>(c.width * c.channels);

@@ -5,11 +5,12 @@
 
 #include <cstring>
 #include <immintrin.h>
-#include <utility>
 
 #pragma GCC target("avx2")
 #pragma GCC optimize("no-tree-pre")  // it lengthens the lives of sums in registers, which then spill in the inner loop
 #define MBQC_ISA avx2
+
+#include "unrolled.h"
 
 namespace mbqc::MBQC_ISA {
 
@@ -34,7 +35,7 @@ inline Int load(const int32_t* p) { return load_vector(p); }
 inline void store(int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Int splat(int32_t v) { return _mm256_set1_epi32(v); }
 inline Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
-inline Int shift_right(Int v, int bits) { return _mm256_sra_epi32(v, _mm_cvtsi32_si128(bits)); }
+inline Int shift_right(Int v, int64_t bits) { return _mm256_sra_epi32(v, _mm_cvtsi64_si128(bits)); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     int64_t codes = 0;
     if (count == LANES) {
@@ -70,7 +71,8 @@ inline void store_codes(uint8_t* p, Float v, int64_t count) {
 constexpr int PACK = 4;
 using Packed = __m256i;
 inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
-    const __m256i lowest = _mm256_set1_epi8(static_cast<char>(low)), highest = _mm256_set1_epi8(static_cast<char>(high));
+    const __m256i lowest = _mm256_set1_epi8(static_cast<char>(low));
+    const __m256i highest = _mm256_set1_epi8(static_cast<char>(high));
     const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
     const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
     const __m256i codes = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(ab, cd), lowest), highest);
@@ -90,10 +92,10 @@ inline void store_packed(uint8_t* p, Packed codes, int64_t count) {
 
 using Codes = __m256i;
 inline Codes load_codes(const int8_t* p) { return load_vector(p); }
+inline void store_codes(int8_t* p, Codes codes) { std::memcpy(p, &codes, sizeof(codes)); }
 inline Codes add_saturated(Codes a, Codes b) { return _mm256_adds_epi8(a, b); }
 inline Codes and_bytes(Codes a, Codes b) { return _mm256_and_si256(a, b); }
 inline Weights weights(Codes w) { return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)}; }
-inline Weights weights(const int8_t* p) { return weights(load_codes(p)); }
 inline Bytes pairs(__m256i x) { return {_mm256_and_si256(x, _mm256_set1_epi16(255)), _mm256_srli_epi16(x, 8)}; }
 inline Int dot(Int sum, Bytes x, Weights w) {
     const Int products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
@@ -133,6 +135,10 @@ inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     int32_t sum = _mm_cvtsi128_si32(_mm_add_epi64(halves, _mm_unpackhi_epi64(halves, halves)));
     for (; count > 0; --count) sum += *p++;
     return sum;
+}
+
+inline void sum_rows(const uint8_t* x, int64_t count, int64_t depth, int32_t* sums) {
+    for (int64_t i = 0; i < count; ++i) sums[i] = sum_codes(x + i * depth, depth);
 }
 
 inline bool depthwise_3x3(const Depthwise&, const Call&) { return false; }  // no kernel of its own

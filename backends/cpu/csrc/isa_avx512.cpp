@@ -5,13 +5,14 @@
 
 #include <cstring>
 #include <immintrin.h>
-#include <utility>
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12 means its own intrinsics (bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"        // likewise
 #pragma GCC optimize("no-tree-pre")  // it lengthens the lives of sums in registers, which then spill in the inner loop
 #define MBQC_ISA avx512
+
+#include "unrolled.h"
 
 namespace mbqc::MBQC_ISA {
 
@@ -29,7 +30,7 @@ inline Int load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store(int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
 inline Int splat(int32_t v) { return _mm512_set1_epi32(v); }
 inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
-inline Int shift_right(Int v, int bits) { return _mm512_sra_epi32(v, _mm_cvtsi32_si128(bits)); }
+inline Int shift_right(Int v, int64_t bits) { return _mm512_sra_epi32(v, _mm_cvtsi64_si128(bits)); }
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(0xffffu >> (16 - count)); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     return _mm512_cvtepu8_epi32(count == LANES ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
@@ -40,7 +41,13 @@ inline Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 inline Float splat(float v) { return _mm512_set1_ps(v); }
 inline Float load(const float* p) { return _mm512_loadu_ps(p); }
 inline Float load(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(first(count), p); }
-inline void store(float* p, Float v, int64_t count) { _mm512_mask_storeu_ps(p, first(count), v); }
+inline void store(float* p, Float v, int64_t count) {
+    if (count == LANES) {
+        _mm512_storeu_ps(p, v);  // masked stores are slow
+    } else {
+        _mm512_mask_storeu_ps(p, first(count), v);
+    }
+}
 inline Float larger(Float a, Float b) { return _mm512_max_ps(a, b); }   // b if either is not a number, or both are zero
 inline Float smaller(Float a, Float b) { return _mm512_min_ps(a, b); }  // likewise
 inline void store_codes(uint8_t* p, Float v, int64_t count) {
@@ -64,7 +71,8 @@ inline Packed pack_scattered(Float a, Float b, Float c, Float d) {
 }
 inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
     const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i lowest = _mm512_set1_epi8(static_cast<char>(low)), highest = _mm512_set1_epi8(static_cast<char>(high));
+    const __m512i lowest = _mm512_set1_epi8(static_cast<char>(low));
+    const __m512i highest = _mm512_set1_epi8(static_cast<char>(high));
     const __m512i codes = _mm512_min_epu8(_mm512_max_epu8(pack_scattered(a, b, c, d), lowest), highest);
     return _mm512_permutexvar_epi32(in_order, codes);
 }
@@ -92,10 +100,10 @@ inline void store_packed(uint8_t* p, Packed codes, int64_t count) {
 
 using Codes = __m512i;
 inline Codes load_codes(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_codes(int8_t* p, Codes codes) { _mm512_storeu_si512(p, codes); }
 inline Codes add_saturated(Codes a, Codes b) { return _mm512_adds_epi8(a, b); }
 inline Codes and_bytes(Codes a, Codes b) { return _mm512_and_si512(a, b); }
 inline Weights weights(Codes codes) { return codes; }
-inline Weights weights(const int8_t* p) { return _mm512_loadu_si512(p); }
 inline Int dot(Int sum, Bytes x, Weights w) { return _mm512_dpbusd_epi32(sum, x, w); }
 inline Bytes broadcast(const uint8_t* p) {
     int32_t quad;
@@ -117,7 +125,8 @@ inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t*
 }
 // The first three bytes of each of 16 quads.
 inline void store_triples(uint8_t* p, const uint8_t* quads) {
-    const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m128i lane = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    const __m512i within = _mm512_broadcast_i32x4(lane);
     const __m512i across = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
     const __m512i all = _mm512_permutexvar_epi32(across, _mm512_shuffle_epi8(_mm512_loadu_si512(quads), within));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(all));
@@ -136,6 +145,52 @@ inline int32_t sum_codes(const uint8_t* p, int64_t count) {
         sums = _mm512_add_epi64(sums, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(mask, p), _mm512_setzero_si512()));
     }
     return static_cast<int32_t>(_mm512_reduce_add_epi64(sums));
+}
+
+// Sums of neighbouring eights of each pair of rows, even quadwords of `a`'s and odd ones of `b`'s row.
+inline __m512i add_pairs(__m512i a, __m512i b) {
+    return _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+inline __m512i add_lanes(__m512i a, __m512i b) {
+    return _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
+}
+// The codes at `p`, eight at a time.
+inline __m512i eights(const uint8_t* p, __mmask64 mask = ~0ull) {
+    return _mm512_sad_epu8(_mm512_maskz_loadu_epi8(mask, p), _mm512_setzero_si512());
+}
+
+// Sums of eight rows of codes that follow each other.
+inline __m256i sum_8_rows(const uint8_t* x, int64_t depth) {
+    if (depth == 16) {
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+        const __m512i sums = add_pairs(eights(x), eights(x + 64));
+        return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, sums));
+    }
+    if (depth == 32) {
+        const __m512i order = _mm512_setr_epi32(0, 4, 2, 6, 8, 12, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+        const __m512i front = add_pairs(eights(x), eights(x + 64)), back = add_pairs(eights(x + 128), eights(x + 192));
+        return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, add_lanes(front, back)));
+    }
+    constexpr auto rows = std::make_integer_sequence<int, 8>{};
+    __m512i sums[8];
+    const __mmask64 rest = ~0ull >> (-depth & 63);
+    const int64_t whole = (depth - 1) / 64 * 64;
+    unrolled(rows, [&](auto row) INLINE { sums[row] = eights(x + row * depth + whole, rest); });
+    for (int64_t i = 0; i < whole; i += 64) {
+        unrolled(rows, [&](auto row) INLINE { sums[row] = _mm512_add_epi64(sums[row], eights(x + row * depth + i)); });
+    }
+    const __m512i front = add_lanes(add_pairs(sums[0], sums[1]), add_pairs(sums[2], sums[3]));
+    const __m512i back = add_lanes(add_pairs(sums[4], sums[5]), add_pairs(sums[6], sums[7]));
+    return _mm512_cvtepi64_epi32(add_lanes(front, back));
+}
+
+// Sums of `count` rows of codes that follow each other.
+inline void sum_rows(const uint8_t* x, int64_t count, int64_t depth, int32_t* sums) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + i), sum_8_rows(x + i * depth, depth));
+    }
+    for (; i < count; ++i) sums[i] = sum_codes(x + i * depth, depth);
 }
 
 // Whole vectors of codes through a table; returns how many codes. A table of words has two codes an entry.

@@ -2,9 +2,10 @@
 #include "abi.h"
 
 #include <cstring>
-#include <utility>
 
 #define MBQC_ISA portable
+
+#include "unrolled.h"
 
 namespace mbqc::MBQC_ISA {
 
@@ -34,8 +35,11 @@ inline Int zero() { return Int{}; }
 inline Int load(const int32_t* p) { return load_first<Int>(p, sizeof(Int)); }
 inline void store(int32_t* p, Int v) { std::memcpy(p, &v, sizeof(v)); }
 inline Int splat(int32_t v) { return Int{v, v, v, v}; }
-inline Int add(Int a, Int b) { return a + b; }
-inline Int shift_right(Int v, int bits) { return v >> bits; }
+inline Int add(Int a, Int b) {  // what fills up a vector may overflow
+    using Unsigned = uint32_t __attribute__((vector_size(16)));
+    return reinterpret_cast<Int>(reinterpret_cast<Unsigned>(a) + reinterpret_cast<Unsigned>(b));
+}
+inline Int shift_right(Int v, int64_t bits) { return v >> static_cast<int>(bits); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     Int v{};
     for (int64_t i = 0; i < count; ++i) v[i] = p[i];
@@ -77,6 +81,7 @@ inline void store_packed(uint8_t* p, const Packed& packed, int64_t count) {
 
 using Codes = int8_t __attribute__((vector_size(16)));
 inline Codes load_codes(const int8_t* p) { return load_first<Codes>(p, sizeof(Codes)); }
+inline void store_codes(int8_t* p, Codes codes) { std::memcpy(p, &codes, sizeof(codes)); }
 inline Codes add_saturated(Codes a, Codes b) {  // `b` is not negative
     const Codes limit = 127 - b;
     return (a < limit ? a : limit) + b;
@@ -86,7 +91,6 @@ inline Weights weights(Codes codes) {
     const Short w = reinterpret_cast<Short>(codes);
     return {(w << 8) >> 8, w >> 8};
 }
-inline Weights weights(const int8_t* p) { return weights(load_codes(p)); }
 inline Bytes load_bytes(const uint8_t* quads) {
     const Short x = load_first<Short>(quads, sizeof(Short));
     return {x & 255, (x >> 8) & 255};
@@ -121,6 +125,10 @@ inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     int32_t sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += p[i];
     return sum;
+}
+
+inline void sum_rows(const uint8_t* x, int64_t count, int64_t depth, int32_t* sums) {
+    for (int64_t i = 0; i < count; ++i) sums[i] = sum_codes(x + i * depth, depth);
 }
 
 inline bool depthwise_3x3(const Depthwise&, const Call&) { return false; }  // no kernel of its own

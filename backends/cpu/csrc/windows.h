@@ -1,0 +1,70 @@
+// Window sums: the sum of a convolution's inputs at each of its outputs, over channels, then rows, then columns.
+#pragma once
+
+#include "epilogue.h"
+
+namespace mbqc::MBQC_ISA {
+
+// Extents of a convolution in this call.
+struct Shape {
+    int64_t images, height, width;  // of the padded input
+    int64_t out_width;
+
+    Shape(const Conv& c, const Call& call)
+        : images(call.at(c.images)),
+          height(c.height + c.padding[0] + c.padding[1]),
+          width(call.at(c.width) + c.padding[2] + c.padding[3]),
+          out_width(call.at(c.out_width)) {}
+
+    // First input pixel of an output pixel.
+    int64_t pixel(const Conv& c, int64_t n, int64_t y, int64_t x) const {
+        return (n * height + y * c.stride[0]) * width + x * c.stride[1];
+    }
+};
+
+inline void put(int32_t* to, Int sum) { store(to, sum); }
+inline void put(float* to, Int sum) { store(to, to_float(sum), LANES); }
+
+// to[i] = from[i] + from[step + i] + ..., `count` numbers each, for i below `size`, in whole vectors.
+template <class To>
+void add_shifted(const int32_t* from, int64_t count, int64_t step, int64_t size, To* to) {
+    for (int64_t i = 0; i < size; i += LANES) {
+        Int sum = load(from + i);
+        for (int64_t k = 1; k < count; ++k) sum = add(sum, load(from + k * step + i));
+        put(to + i, sum);
+    }
+}
+
+// A row of windows from sums of columns [width][groups].
+inline void add_columns(const Conv& c, const Shape& s, const int32_t* columns, float* row) {
+    const int64_t step = c.dilation[1] * c.groups;
+    if (c.stride[1] == 1) return add_shifted(columns, c.kernel[1], step, s.out_width * c.groups, row);
+    for (int64_t x = 0; x < s.out_width; ++x, columns += c.stride[1] * c.groups) {
+        for (int64_t g = 0; g < c.groups; ++g) {
+            int32_t sum = 0;
+            for (int64_t k = 0; k < c.kernel[1]; ++k) sum += columns[k * step + g];
+            *row++ = static_cast<float>(sum);
+        }
+    }
+}
+
+// float32 [output pixel][group].
+inline const float* window_sums(const Conv& c, const Shape& s, const uint8_t* x, const Call& call) {
+    int32_t* const pixels = call.at<int32_t>(c.pixel_sums);
+    int32_t* const columns = call.at<int32_t>(c.columns);
+    float* const windows = call.at<float>(c.windows);
+    const int64_t row_size = s.width * c.groups, rows = s.images * s.height;
+    sum_rows(x, rows * row_size, c.channels / c.groups, pixels);
+    if (c.kernel[0] * c.kernel[1] * c.stride[0] * c.stride[1] == 1) {
+        add_shifted(pixels, 1, 0, rows * row_size, windows);
+        return windows;
+    }
+    for (int64_t i = 0; i < s.images * c.out_height; ++i) {
+        const int32_t* first = pixels + s.pixel(c, i / c.out_height, i % c.out_height, 0) * c.groups;
+        add_shifted(first, c.kernel[0], c.dilation[0] * row_size, row_size, columns);
+        add_columns(c, s, columns, windows + i * s.out_width * c.groups);
+    }
+    return windows;
+}
+
+}  // namespace mbqc::MBQC_ISA
