@@ -69,9 +69,16 @@ def conv_geometry(program: Program, operation: Conv | Linear) -> ConvGeometry:
     if isinstance(operation, Linear):
         return every_pixel
     _, kernel_height, kernel_width, _ = program.tensors[operation.weight.codes].shape
+    images, height, width, channels = source
+    _, out_height, out_width, out_channels = target
     geometry = ConvGeometry(
-        *source,
-        *target[1:],
+        images,
+        height,
+        width,
+        channels,
+        out_height,
+        out_width,
+        out_channels,
         kernel=(kernel_height, kernel_width),
         stride=operation.stride,
         padding=operation.padding,

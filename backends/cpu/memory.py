@@ -111,8 +111,13 @@ def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, 
     border_rows = (g.width * g.channels + SLACK for g in depthwise)
     columns = largest([*dense_columns, *depthwise_columns, *border_rows])
     panel = largest([*map(_dense_panels, dense), *map(_depthwise_panels, depthwise)])
-    per_sample = (Place(0, offset, 0) for offset in (start, pixel_sums, windows))
-    scratch = Scratch(*per_sample, columns=Place(0, sample, 0), panel=Place(0, sample, columns))
+    scratch = Scratch(
+        bordered=Place(0, start, 0),
+        pixel_sums=Place(0, pixel_sums, 0),
+        windows=Place(0, windows, 0),
+        columns=Place(0, sample, 0),
+        panel=Place(0, sample, columns),
+    )
     return scratch, sample, columns + panel
 
 
