@@ -68,8 +68,7 @@ class Hasb(Pass):
         loss = _loss(context, batches, self.name)
         traces = self._traces(graph, weights, batches, loss, context)
         self._annotate(graph, nodes, weights, traces)
-        sizes = torch.tensor([w.numel() for w in weights.values()], dtype=torch.float64)
-        if not self._settled(traces / sizes):
+        if not self._settled(traces / _sizes(weights)):
             message = f"traces had not settled after {len(traces)} probes: mind their standard errors, or allow more"
             context.report.add(self.name, "warning", "", message)
         return graph
@@ -93,7 +92,7 @@ class Hasb(Pass):
     ) -> Tensor:
         """One row a probe, one column a layer: `v^T (H v)` of the layer's own weights, float64."""
         generator = torch.Generator().manual_seed(context.seed)
-        sizes = torch.tensor([w.numel() for w in weights.values()], dtype=torch.float64)
+        sizes = _sizes(weights)
         rows: list[Tensor] = []
         with context.progress("Hessian traces", self.probes) as advance:
             for probe in range(self.probes):
@@ -114,7 +113,7 @@ class Hasb(Pass):
         means, errors = _mean_and_error(traces)
         # a negative mean within its error is noise around zero
         means = torch.where((means < 0) & (means > -2 * errors), torch.zeros_like(means), means)
-        sizes = torch.tensor([w.numel() for w in weights.values()], dtype=torch.float64)
+        sizes = _sizes(weights)
         limit = _threshold(means / sizes, self.threshold)
         total = sum(self.bits)
         by_layer = {}
@@ -125,6 +124,10 @@ class Hasb(Pass):
         for node in layer_nodes(graph):  # every call of a shared layer
             for annotation in by_layer[str(node.target)]:
                 annotate(node, annotation)
+
+
+def _sizes(weights: dict[str, Tensor]) -> Tensor:
+    return torch.tensor([weight.numel() for weight in weights.values()], dtype=torch.float64)
 
 
 class _TwiceDifferentiable(fx.Interpreter):

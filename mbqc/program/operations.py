@@ -240,7 +240,6 @@ class Aten(Operation, frozen=True, tag="aten"):
 
 AnyOperation = Quantize | Conv | Linear | Affine | AveragePool | MaxPool | Concat | Lookup | Reshape | Permute | Aten
 
-LayerOperation = Conv | Linear
 EpilogueOperation = Conv | Linear | Affine | AveragePool
 
 
@@ -277,7 +276,7 @@ def inputs_of(operation: AnyOperation) -> tuple[str, ...]:
     if isinstance(operation, Concat):
         return operation.inputs
     if isinstance(operation, Aten):
-        return tuple(_references([*operation.call.args, *operation.call.kwargs.values()]))
+        return named_in(operation.call, Reference)
     if isinstance(operation, EpilogueOperation) and operation.epilogue.residual is not None:
         return (operation.input, operation.epilogue.residual)
     return (operation.input,)
@@ -288,11 +287,12 @@ def outputs_of(operation: AnyOperation) -> tuple[str, ...]:
     return operation.outputs if isinstance(operation, Aten) else (operation.output,)
 
 
-def _references(arguments: list[Argument]) -> list[str]:
-    found = []
-    for argument in arguments:
-        if isinstance(argument, Reference):
-            found.append(argument.name)
-        elif isinstance(argument, ListArgument):
-            found += _references(list(argument.items))
-    return found
+def named_in(call: AtenCall, kind: type[Reference] | type[Constant]) -> tuple[str, ...]:
+    """Names of the values, or of the tensors, among the arguments of a call, those within lists included."""
+
+    def names(argument: Argument) -> list[str]:
+        if isinstance(argument, ListArgument):
+            return [name for item in argument.items for name in names(item)]
+        return [argument.name] if isinstance(argument, kind) else []
+
+    return tuple(name for argument in (*call.args, *call.kwargs.values()) for name in names(argument))

@@ -30,6 +30,7 @@ from mbqc.program.operations import (
     Reference,
     Value,
     inputs_of,
+    named_in,
 )
 
 _DTYPE_NAMES = frozenset(str(dtype).removeprefix("torch.") for dtype in TORCH_DTYPES.values())
@@ -72,7 +73,7 @@ def check_aten(operation: Aten, program: Program) -> None:
     """
     call, values = operation.call, program.listing.values
     bound = _check_kinds(call)
-    for name in _constants([*call.args, *call.kwargs.values()]):
+    for name in named_in(call, Constant):
         if name not in program.tensors:
             raise VerifyError(f"tensor {name!r} is missing")
     for batch in (2, 3):
@@ -149,16 +150,6 @@ class _MetaTensors(dict[str, Tensor]):
 
     def __missing__(self, name: str) -> Tensor:
         return self._tensors[name].to("meta")
-
-
-def _constants(arguments: list[Argument]) -> list[str]:
-    found = []
-    for argument in arguments:
-        if isinstance(argument, Constant):
-            found.append(argument.name)
-        elif isinstance(argument, ListArgument):
-            found += _constants(list(argument.items))
-    return found
 
 
 def _refusal(call: AtenCall, error: Exception) -> VerifyError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -98,7 +98,7 @@ class Number:
 class Several:
     """The parts of an operation with more than one result."""
 
-    parts: tuple[Stored, ...] = field(default=())
+    parts: tuple[Stored, ...]
 
 
 State = Stored | Pending | Table | Joined | Parameter | Number | Several
