@@ -30,8 +30,8 @@ class Executable(Protocol):
 class Backend(Protocol):
     """A module in `mbqc.backends` with this function."""
 
-    def load(self, program: Program) -> Executable:
-        """Makes a verified Program ready to run.
+    def load(self, program: Program, threads: int = 1) -> Executable:
+        """Makes a verified Program ready to run, each call on up to `threads` threads.
 
         Raises:
             BackendError: this machine or build cannot run it.

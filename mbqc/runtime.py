@@ -25,6 +25,9 @@ from mbqc.widths import FULL_BITS, Bits, Widths, resolve
 BACKENDS = ("cpu", "reference")
 """Names of the folders in `mbqc.backends`."""
 
+MOST_THREADS = 1024
+"""More are surely a mistake; more than there are cores are allowed, and slow."""
+
 Array = Tensor | npt.NDArray[np.generic]
 
 
@@ -90,14 +93,14 @@ class Compiled:
                 raise InputError(f"has shape {tuple(tensor.shape)}, expected {expected}", where=f"input {name}")
         return tensors
 
-    def on(self, backend: str) -> Compiled:
-        """The same Program on another backend.
+    def on(self, backend: str, *, threads: int = 1) -> Compiled:
+        """The same Program on another backend, or on other threads.
 
         Raises:
-            UsageError: there is no such backend.
+            UsageError: there is no such backend, or no such number of threads.
             BackendError: it is not available here.
         """
-        return make(self.program, self.manifest, backend)
+        return make(self.program, self.manifest, backend, threads)
 
     def save(self, path: str | Path) -> None:
         """Writes the artifact, atomically.
@@ -108,21 +111,32 @@ class Compiled:
         artifact.write(Path(path), self.program, self.manifest)
 
 
-def load(path: str | Path, backend: str = "cpu") -> Compiled:
+def load(path: str | Path, backend: str = "cpu", *, threads: int = 1) -> Compiled:
     """A compiled model from an artifact.
+
+    Args:
+        threads: how many threads a call may use, the caller's included. They are the model's own, apart from torch's;
+            calls at the same time do not share them: while one has them, the others run on their callers' alone.
 
     Raises:
         ArtifactError: the file is missing, damaged, or no artifact of this format.
-        UsageError: there is no such backend.
+        UsageError: there is no such backend, or no such number of threads.
         BackendError: the backend is not available here.
     """
     program, manifest = artifact.read(Path(path))
-    return make(program, manifest, backend)
+    return make(program, manifest, backend, threads)
 
 
-def make(program: Program, manifest: Manifest, backend: str) -> Compiled:
-    """A verified Program on a backend, by name."""
-    return Compiled(program, manifest, backend, find_backend(backend).load(program))
+def make(program: Program, manifest: Manifest, backend: str, threads: int = 1) -> Compiled:
+    """A verified Program on a backend, by name.
+
+    Raises:
+        UsageError: there is no such backend, or no such number of threads.
+        BackendError: the backend is not available here.
+    """
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"there is no running on {threads} threads", hint=f"1 to {MOST_THREADS}")
+    return Compiled(program, manifest, backend, find_backend(backend).load(program, threads))
 
 
 def find_backend(name: str) -> Backend:

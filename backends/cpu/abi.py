@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int64, c_void_p
 
-VERSION = 1
+VERSION = 2
 BLOCK = 16
 """Outputs of one weight panel, and the longest vector of the kernels."""
 

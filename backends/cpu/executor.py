@@ -24,19 +24,19 @@ CACHED_PLANS = 32
 """Choices of widths whose plans are kept; a plan holds epilogue tables only, no weights."""
 
 
-def load(program: Program) -> CpuExecutable:
-    """Makes a Program ready to run.
+def load(program: Program, threads: int = 1) -> CpuExecutable:
+    """Makes a Program ready to run, each call on up to `threads` threads of its own.
 
     Raises:
         BackendError: the kernels were not built, or this machine or the Program is beyond them.
     """
-    return CpuExecutable(program, kernels())
+    return CpuExecutable(program, kernels(), threads)
 
 
 class CpuExecutable:
     """A loaded Program: packed weights, plans of recent widths, and arenas for calls."""
 
-    def __init__(self, program: Program, kernels: Kernels) -> None:
+    def __init__(self, program: Program, kernels: Kernels, threads: int) -> None:
         self._program = program
         self._kernels = kernels
         self._binder = Binder(program)
@@ -45,6 +45,7 @@ class CpuExecutable:
         self._layout = layout(program.listing, geometries, reuse=True)
         self._trace_layout = layout(program.listing, geometries, reuse=False)
         self._pool = ArenaPool()
+        self._team = kernels.team(threads)
         self._plan = lru_cache(maxsize=CACHED_PLANS)(self._make_plan)
 
     def run(self, inputs: Sequence[Tensor], widths: Widths) -> list[Tensor]:
@@ -69,14 +70,15 @@ class CpuExecutable:
         """The outputs by name, or all values."""
         listing, places = self._program.listing, self._trace_layout if trace else self._layout
         batch = inputs[0].shape[0] if inputs else 1
-        with self._pool.arena(places.arena_bytes(batch)) as arena:
+        arena_bytes = places.arena_bytes(batch, self._team.threads)
+        with self._pool.arena(arena_bytes) as arena, self._team.reserved() as team:
             values = _Values(listing, places, arena, batch)
             for name, tensor in zip(listing.inputs, inputs, strict=True):
                 values.define(name, tensor)
             values.allocate()
             for part in self._plan(widths, trace):
                 if isinstance(part, NativeRun):
-                    self._kernels.run(part.steps, batch, values.bases)
+                    self._kernels.run(part.steps, batch, values.bases, places.own, team)
                 else:
                     results = aten.call(part.call, values, self._program.tensors, batch)
                     for name, tensor in zip(part.outputs, results, strict=True):

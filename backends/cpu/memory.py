@@ -22,7 +22,10 @@ SLACK = 64
 
 @dataclass(frozen=True)
 class Scratch:
-    """Memory that a convolution needs besides its values (see csrc/abi.h); all convolutions share it."""
+    """Memory that a convolution needs besides its values (see csrc/abi.h); all convolutions share it.
+
+    Each thread has `columns` and `panel` to itself: thread t's lie t times `Layout.own` bytes further on.
+    """
 
     bordered: Place
     pixel_sums: Place
@@ -39,7 +42,8 @@ class Layout:
         places: of values by name; base 0 is the arena.
         external: values in tensors of their own, in the order of their bases, which follow the arena's.
         made: those of them that kernels write.
-        sample, fixed: bytes of the arena, per sample and besides.
+        sample: bytes of the arena per sample.
+        own: bytes of the arena per thread.
     """
 
     places: dict[str, Place]
@@ -47,11 +51,11 @@ class Layout:
     made: tuple[str, ...]
     scratch: Scratch
     sample: int
-    fixed: int
+    own: int
 
-    def arena_bytes(self, batch: int) -> int:
+    def arena_bytes(self, batch: int, threads: int) -> int:
         """Size of the arena for `batch` samples; values without batch dimension need their place even for none."""
-        return max(batch, 1) * self.sample + self.fixed
+        return max(batch, 1) * self.sample + threads * self.own + SLACK
 
     def view(self, listing: Listing, name: str, arena: Tensor, batch: int) -> Tensor:
         """The memory of a value in an arena."""
@@ -75,9 +79,9 @@ def layout(listing: Listing, geometries: Iterable[ConvGeometry], *, reuse: bool)
     arena = plan(listing, inside) if reuse else _side_by_side(listing, inside)
     places = {name: Place(0, offset, 0) for name, offset in arena.offsets.items()}
     places |= {name: Place(index, 0, 0) for index, name in enumerate(external, start=1)}
-    scratch, sample, fixed = _scratch(list(geometries), arena.size)
+    scratch, sample, own = _scratch(list(geometries), arena.size)
     made = tuple(name for name in external if name not in given)
-    return Layout(places, external, made, scratch, sample, fixed + SLACK)
+    return Layout(places, external, made, scratch, sample, own)
 
 
 def _side_by_side(listing: Listing, values: frozenset[str]) -> Arena:
@@ -89,7 +93,7 @@ def _side_by_side(listing: Listing, values: frozenset[str]) -> Arena:
 
 
 def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, int]:
-    """The scratch behind `start` bytes per sample, and where it ends: bytes per sample and besides."""
+    """The scratch behind `start` bytes per sample, where it ends per sample, and its bytes per thread."""
 
     def largest(sizes: Iterable[int]) -> int:
         return _aligned(max(sizes, default=0))

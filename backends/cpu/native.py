@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -18,6 +21,37 @@ ISAS = ("portable", "avx2", "avx512")
 ISA_VARIABLE = "MBQC_CPU_ISA"
 
 
+class Team:
+    """Native threads that run calls together, the caller's thread being one of them. One call at a time has them."""
+
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self.threads = threads
+        self._library = library
+        self._lock = threading.Lock()
+        self._handle: int | None = None
+        self._process = 0
+
+    @contextmanager
+    def reserved(self) -> Iterator[int | None]:
+        """The native team for one call; None where one thread is asked for or another call has the team."""
+        if self.threads == 1 or not self._lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            if self._process != os.getpid():  # the first call, or the first one after a fork, which copies no threads
+                self._handle = self._library.mbqc_new_team(self.threads)
+                self._process = os.getpid()
+                if self._handle is None:
+                    raise BackendError(f"the system has no room for {self.threads} threads", hint="ask for fewer")
+            yield self._handle
+        finally:
+            self._lock.release()
+
+    def __del__(self) -> None:
+        if self._handle is not None and self._process == os.getpid():
+            self._library.mbqc_free_team(self._handle)
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The kernels for one instruction set.
@@ -29,9 +63,27 @@ class Kernels:
     isa: str
     library: ctypes.CDLL
 
-    def run(self, steps: ctypes.Array[abi.Step], batch: int, bases: ctypes.Array[ctypes.c_void_p]) -> None:
-        """Runs `steps`; the interpreter's lock is released meanwhile."""
-        self.library.mbqc_run(ISAS.index(self.isa), steps, len(steps), batch, bases)
+    def team(self, threads: int) -> Team:
+        """A team for calls of one Program."""
+        return Team(self.library, threads)
+
+    def run(
+        self,
+        steps: ctypes.Array[abi.Step],
+        batch: int,
+        bases: ctypes.Array[ctypes.c_void_p],
+        own_bytes: int,
+        team: int | None,
+        ticks: ctypes.Array[ctypes.c_int64] | None = None,
+    ) -> None:
+        """Runs `steps`; the interpreter's lock is released meanwhile.
+
+        Args:
+            own_bytes: size of the scratch that each thread has to itself.
+            team: from `Team.reserved`.
+            ticks: gets the time in nanoseconds at the start and after each step.
+        """
+        self.library.mbqc_run(ISAS.index(self.isa), steps, len(steps), batch, bases, own_bytes, team, ticks)
 
 
 def kernels() -> Kernels:
@@ -88,6 +140,13 @@ def open_library(folder: Path) -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_int64,
         ctypes.POINTER(ctypes.c_void_p),
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.POINTER(ctypes.c_int64),
     ]
     library.mbqc_run.restype = None
+    library.mbqc_new_team.argtypes = [ctypes.c_int64]
+    library.mbqc_new_team.restype = ctypes.c_void_p
+    library.mbqc_free_team.argtypes = [ctypes.c_void_p]
+    library.mbqc_free_team.restype = None
     return library

@@ -28,8 +28,8 @@ from mbqc.program.operations import (
 from mbqc.widths import Widths
 
 
-def load(program: Program) -> ReferenceExecutable:
-    """Makes a Program ready to run."""
+def load(program: Program, threads: int = 1) -> ReferenceExecutable:
+    """Makes a Program ready to run, on whatever threads torch has: `threads` does not matter here."""
     return ReferenceExecutable(program)
 
 

@@ -15,7 +15,7 @@
 
 namespace mbqc {
 
-constexpr int64_t VERSION = 1;
+constexpr int64_t VERSION = 2;
 constexpr int64_t BLOCK = 16;        // outputs of one weight panel
 constexpr int64_t QUAD = 4;          // inputs that one dot product instruction takes
 constexpr int64_t PANEL_BLOCKS = 2;  // blocks of outputs that a dense kernel takes at once, at most
@@ -75,7 +75,7 @@ struct StoredWeights {
     int64_t bits;
     int64_t rounds;  // the ladder: 1 rounds, 0 drops bits
     int64_t shift;   // kernels leave codes scaled by 2^(8 - bits); 0: so that the multiplier makes up for it
-    Place panel;     // scratch for weights of a lower width
+    Place panel;     // own scratch for weights of a lower width
 };
 
 // Dense and grouped convolution. A linear layer is one row of pixels with a 1 x 1 kernel.
@@ -85,7 +85,7 @@ struct Conv {
     Place bordered;    // the input with its border, if there is one
     Place pixel_sums;  // with a window multiplier: int32 [images, padded height, padded width, groups]
     Place windows;     // with a window multiplier: float32 [images, output height, output width, groups]
-    Place columns;     // with a window multiplier: int32 [padded width, groups]
+    Place columns;     // own scratch, with a window multiplier: int32 [padded width, groups]
     Epilogue epilogue;
     StoredWeights weights;  // [groups][blocks][runs][quads][BLOCK][QUAD]; panel: PANEL_BLOCKS blocks
     int64_t run_taps;       // kernel positions of a row whose inputs are contiguous and read as one run: one or all
@@ -108,7 +108,7 @@ struct Conv {
 struct Depthwise {
     Place input;
     Place output;
-    Place columns;  // scratch: [bands of QUAD kernel rows][padded width][BLOCK][QUAD], or an input row and a vector
+    Place columns;  // own scratch: [bands of QUAD kernel rows][padded width][BLOCK][QUAD], or an input row and a vector
     Epilogue epilogue;
     StoredWeights weights;  // [blocks][bands][kernel width][BLOCK][QUAD]; panel: all of it
     const int8_t* ones;     // [bands][BLOCK][QUAD]: 1 for rows of the kernel, 0 for what fills up the last band
@@ -182,10 +182,22 @@ struct Step {
     };
 };
 
-// What one call runs with.
+// A part of `count` pieces of work.
+struct Range {
+    int64_t first;
+    int64_t last;
+};
+
+class Barrier;
+
+// What one call runs with, as one of its threads sees it.
 struct Call {
     int64_t batch;
     uint8_t* const* bases;
+    int64_t own_bytes;  // of each thread's own scratch
+    int64_t thread = 0;
+    int64_t threads = 1;
+    Barrier* barrier = nullptr;
 
     // always inline: a shared copy would be of one translation unit's instruction set
     INLINE int64_t at(Extent extent) const { return extent >= 0 ? extent : -extent * batch; }
@@ -194,20 +206,35 @@ struct Call {
     INLINE T* at(const Place& place) const {
         return reinterpret_cast<T*>(bases[place.base] + (batch > 0 ? batch : 1) * place.sample + place.fixed);
     }
+
+    // Scratch of this thread alone.
+    template <class T = uint8_t>
+    INLINE T* own(const Place& place) const {
+        return reinterpret_cast<T*>(at(place) + thread * own_bytes);
+    }
+
+    // This thread's share of `count` pieces of work.
+    INLINE Range share(int64_t count) const { return {count * thread / threads, count * (thread + 1) / threads}; }
+
+    // Waits until all threads are here. Each step of a call ends with this.
+    void sync() const;
 };
 
-using Runner = void (*)(const Step* steps, int64_t count, const Call& call);
+// Runs steps as one thread of a call; `ticks`, if any, gets the time in nanoseconds at the start and after each step.
+using Runner = void (*)(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
 
 namespace portable {
-void run(const Step* steps, int64_t count, const Call& call);
+void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
 }
 #if MBQC_X86
 namespace avx2 {
-void run(const Step* steps, int64_t count, const Call& call);
+void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
 }
 namespace avx512 {
-void run(const Step* steps, int64_t count, const Call& call);
+void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
 }
 #endif
+
+int64_t nanoseconds();  // of a steady clock
 
 }  // namespace mbqc

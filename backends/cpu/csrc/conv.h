@@ -13,23 +13,23 @@ inline const uint8_t* bordered_input(const Conv& c, const Shape& s, const Call& 
     const uint8_t* x = call.at(c.input);
     if (s.height == c.height && s.width == call.at(c.width)) return x;
     uint8_t* const bordered = call.at(c.bordered);
-    const int64_t inside = (s.width - c.padding[2] - c.padding[3]) * c.channels;
-    const auto code = static_cast<int>(c.border_code);
-    uint8_t* y = bordered;
-    const auto fill = [&](int64_t pixels) {
-        std::memset(y, code, static_cast<size_t>(pixels * c.channels));
-        y += pixels * c.channels;
+    const int64_t inside = (s.width - c.padding[2] - c.padding[3]) * c.channels, row_bytes = s.width * c.channels;
+    const auto fill = [&](uint8_t* from, int64_t bytes) {
+        std::memset(from, static_cast<int>(c.border_code), static_cast<size_t>(bytes));
     };
-    for (int64_t n = 0; n < s.images; ++n) {
-        fill(c.padding[0] * s.width);
-        for (int64_t row = 0; row < c.height; ++row, x += inside) {
-            fill(c.padding[2]);
-            std::memcpy(y, x, static_cast<size_t>(inside));
-            y += inside;
-            fill(c.padding[3]);
+    const Range rows = call.share(s.images * s.height);
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+        uint8_t* const y = bordered + i * row_bytes;
+        const int64_t row = i % s.height - c.padding[0], left = c.padding[2] * c.channels;
+        if (row < 0 || row >= c.height) {
+            fill(y, row_bytes);
+        } else {
+            fill(y, left);
+            std::memcpy(y + left, x + (i / s.height * c.height + row) * inside, static_cast<size_t>(inside));
+            fill(y + left + inside, row_bytes - left - inside);
         }
-        fill(c.padding[1] * s.width);
     }
+    call.sync();
     return bordered;
 }
 
@@ -55,6 +55,9 @@ struct Tiling {
         : count((width + MAX_PIXELS - 1) / MAX_PIXELS),
           pixels(width / most(1, count)),
           larger(width - pixels * count) {}
+
+    // The first pixel of a tile.
+    int64_t start(int64_t tile) const { return tile * pixels + least(tile, larger); }
 };
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
@@ -70,29 +73,32 @@ struct Dense {
     const uint8_t* x;      // of this group
     const float* windows;  // of this group, or null
 
-    // All pixels through one panel, whose outputs begin with `channel`. Weights are of the call's width, or narrow in
+    // Some tiles through one panel, whose outputs begin with `channel`. Weights are of the call's width, or narrow in
     // registers.
     template <int BLOCKS, bool NARROW>
-    void run(const int8_t* panel, int64_t channel, int64_t lanes) const {
+    void run(const int8_t* panel, int64_t channel, int64_t lanes, Range tiles) const {
         constexpr auto sizes = std::make_index_sequence<MAX_PIXELS>{};
         const Narrowing narrowing(c.weights);
         const Epilogue& e = c.epilogue;
-        for (int64_t row = 0; row < s.images * c.out_height; ++row) {
-            const uint8_t* inputs = x + s.pixel(c, row / c.out_height, row % c.out_height, 0) * c.channels;
-            const int64_t output = row * s.out_width, element = output * c.out_channels + channel;
+        while (tiles.first < tiles.last) {
+            const int64_t row = tiles.first / tiling.count, tile = tiles.first % tiling.count;
+            const int64_t end = least(tiling.count, tile + tiles.last - tiles.first), column = tiling.start(tile);
+            const int64_t output = row * s.out_width + column, element = output * c.out_channels + channel;
+            const uint8_t* inputs = x + s.pixel(c, row / c.out_height, row % c.out_height, column) * c.channels;
             Finish f{e, e.multiplier + channel, e.addend + channel, windows ? e.window_multiplier + channel : nullptr,
                      lanes, c.out_channels, c.groups, c.weights.shift, windows ? windows + output * c.groups : nullptr,
                      e.has_residual ? call.at(e.residual) + element : nullptr,
                      call.at(c.output) + element * (e.to_float ? 4 : 1)};
-            const auto run_tiles = [&](int64_t pixels, int64_t tiles) {
-                for (; tiles > 0; --tiles) {
+            const auto run_tiles = [&](int64_t pixels, int64_t count) {
+                for (; count > 0; --count) {
                     multiplier<BLOCKS, NARROW>(pixels, sizes)(walk, inputs, panel, narrowing, f);
                     inputs += pixels * walk.pixel_stride;
                     f.advance(pixels);
                 }
             };
-            run_tiles(tiling.pixels + 1, tiling.larger);
-            run_tiles(tiling.pixels, tiling.count - tiling.larger);
+            run_tiles(tiling.pixels + 1, least(end, tiling.larger) - tile);
+            run_tiles(tiling.pixels, end - most(tile, tiling.larger));
+            tiles.first += end - tile;
         }
     }
 };
@@ -105,21 +111,25 @@ inline void conv(const Conv& c, const Call& call) {
     const Walk walk = walk_of(c, s);
     const Tiling tiling(s.out_width);
     const bool few = c.weights.bits < 8 && s.images * c.out_height * s.out_width < FEW_PIXELS;
-    const int8_t* stored = c.weights.codes;
-    for (int64_t g = 0; g < c.groups; ++g) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL, blocks = (outputs + BLOCK - 1) / BLOCK;
+    const int64_t tiles = s.images * c.out_height * tiling.count;
+    Range work = call.share(c.groups * panels * tiles);
+    while (work.first < work.last) {
+        const int64_t panel = work.first / tiles, first = work.first % tiles;
+        const int64_t g = panel / panels, o = panel % panels * PANEL;
+        const int64_t lanes = least(PANEL, outputs - o), channel = g * outputs + o;
+        const int8_t* stored = c.weights.codes + (g * blocks + o / BLOCK) * walk.panel_bytes;
+        const int64_t bytes = (lanes > BLOCK ? MAX_BLOCKS : 1) * walk.panel_bytes;
         const Dense dense{c, s, call, walk, tiling, x + g * depth, windows ? windows + g : nullptr};
-        for (int64_t o = 0; o < outputs; o += PANEL) {
-            const int64_t lanes = least(PANEL, outputs - o), channel = g * outputs + o;
-            const int64_t bytes = (lanes > BLOCK ? MAX_BLOCKS : 1) * walk.panel_bytes;
-            if (few && bytes == MAX_BLOCKS * walk.panel_bytes) {
-                dense.run<MAX_BLOCKS, true>(stored, channel, lanes);
-            } else if (lanes > BLOCK) {
-                dense.run<MAX_BLOCKS, false>(narrowed(c.weights, stored, bytes, call), channel, lanes);
-            } else {
-                dense.run<1, false>(narrowed(c.weights, stored, bytes, call), channel, lanes);
-            }
-            stored += bytes;
+        const Range part{first, least(tiles, first + work.last - work.first)};
+        if (few && bytes == MAX_BLOCKS * walk.panel_bytes) {
+            dense.run<MAX_BLOCKS, true>(stored, channel, lanes, part);
+        } else if (lanes > BLOCK) {
+            dense.run<MAX_BLOCKS, false>(narrowed(c.weights, stored, bytes, call), channel, lanes, part);
+        } else {
+            dense.run<1, false>(narrowed(c.weights, stored, bytes, call), channel, lanes, part);
         }
+        work.first += part.last - part.first;
     }
 }
 

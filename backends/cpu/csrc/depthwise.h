@@ -91,9 +91,10 @@ inline void depthwise(const Depthwise& c, const Call& call) {
     const Target target = target_of(c.epilogue, c.output, call, windowed ? Windows::by_lane : Windows::none);
     const int64_t image_bytes = c.height * c.width * c.channels;
     const int64_t padded_width = c.width + c.padding[2] + c.padding[3];
-    for (int64_t i = 0; i < call.at(c.images) * c.out_height; ++i) {
+    const Range rows = call.share(call.at(c.images) * c.out_height);
+    for (int64_t i = rows.first; i < rows.last; ++i) {
         const uint8_t* image = call.at(c.input) + i / c.out_height * image_bytes;
-        const DepthwiseRow row{c, padded_width, border, image, i % c.out_height, bands, call.at(c.columns)};
+        const DepthwiseRow row{c, padded_width, border, image, i % c.out_height, bands, call.own(c.columns)};
         for (int64_t channel = 0; channel < c.channels; channel += BLOCK) {
             const int8_t* panel = panels + channel / BLOCK * panel_bytes;
             row.interleave_columns(channel);

@@ -72,7 +72,7 @@ struct Rows {
                 const int64_t from = (y + row) * c.stride[0] + tap - c.padding[0];
                 const bool outside = from < 0 || from >= c.height;
                 const uint8_t* image = call.at(c.input) + n * c.height * width * pixel;
-                inputs[tap][row] = (outside ? call.at(c.columns) : image + from * width * pixel) + channel;
+                inputs[tap][row] = (outside ? call.own(c.columns) : image + from * width * pixel) + channel;
             }
             outputs[row] = call.at(c.output) + (n * c.out_height + y + row) * out_width * pixel + channel;
         }
@@ -176,15 +176,14 @@ void run_columns(const ScatteredLayer<ROWS, WINDOWS>& layer, const Depthwise& c,
     }
 }
 
-// All pixels of up to 64 / ROWS channels.
+// Some of the groups of ROWS rows, of up to 64 / ROWS channels.
 template <int ROWS, bool WINDOWS>
-void depthwise_columns(const Depthwise& c, const Call& call, const int8_t* panels, int64_t channel) {
+void depthwise_columns(const Depthwise& c, const Call& call, const int8_t* panels, int64_t channel, Range groups) {
     const ScatteredLayer<ROWS, WINDOWS> layer(c, panels, channel);
     const auto run = c.stride[1] == 1 ? run_columns<ROWS, WINDOWS, 1> : run_columns<ROWS, WINDOWS, 2>;
-    for (int64_t n = 0; n < call.at(c.images); ++n) {
-        for (int64_t y = 0; y < c.out_height; y += ROWS) {
-            run(layer, c, call, n, least(y, c.out_height - ROWS), channel);
-        }
+    const int64_t image_groups = (c.out_height + ROWS - 1) / ROWS;
+    for (int64_t i = groups.first; i < groups.last; ++i) {
+        run(layer, c, call, i / image_groups, least(i % image_groups * ROWS, c.out_height - ROWS), channel);
     }
 }
 
@@ -196,12 +195,14 @@ inline bool depthwise_3x3(const Depthwise& c, const Call& call) {
     const int64_t blocks = (c.channels + BLOCK - 1) / BLOCK;
     const int8_t* panels = narrowed(c.weights, c.weights.codes, blocks * 3 * PANEL_GROUP, call);
     const auto border_bytes = static_cast<size_t>(c.width * c.channels);
-    if (c.padding[0] || c.padding[1]) std::memset(call.at(c.columns), static_cast<int>(c.border_code), border_bytes);
+    if (c.padding[0] || c.padding[1]) std::memset(call.own(c.columns), static_cast<int>(c.border_code), border_bytes);
+    // threads take rows of outputs: each needs its neighbours' inputs only at the edge
     const auto run = [&](auto rows, int64_t channel) {
+        const Range groups = call.share(call.at(c.images) * ((c.out_height + rows - 1) / rows));
         if (e.window_multiplier) {
-            depthwise_columns<rows, true>(c, call, panels, channel);
+            depthwise_columns<rows, true>(c, call, panels, channel, groups);
         } else {
-            depthwise_columns<rows, false>(c, call, panels, channel);
+            depthwise_columns<rows, false>(c, call, panels, channel, groups);
         }
     };
     for (int64_t channel = 0; channel < c.channels; channel += 64) {

@@ -40,18 +40,22 @@ inline void quantize_pixels(const Quantize& q, const float* x, int64_t inner, in
 }
 
 inline void quantize(const Quantize& q, const Call& call) {
-    const int64_t outer = call.at(q.outer), channels = call.at(q.channels), inner = call.at(q.inner);
-    const float* x = call.at<const float>(q.input);
-    uint8_t* y = call.at(q.output);
-    if (channels == 1) return quantize_run(q, x, outer * inner, y);
-    for (int64_t o = 0; o < outer; ++o, x += channels * inner) {
-        for (int64_t i = 0; i < inner; i += POSITIONS) {
-            const int64_t count = least(POSITIONS, inner - i);
-            for (int64_t c = 0; c < channels; c += QUAD) {
-                quantize_pixels(q, x + c * inner + i, inner, count, least(QUAD, channels - c), channels, y + c);
-            }
-            y += count * channels;
+    const int64_t channels = call.at(q.channels), inner = call.at(q.inner), pixels = call.at(q.outer) * inner;
+    const Range chunks = call.share((pixels + POSITIONS - 1) / POSITIONS);
+    const int64_t last = least(pixels, chunks.last * POSITIONS);
+    int64_t pixel = chunks.first * POSITIONS;
+    if (channels == 1) {
+        if (pixel < last) quantize_run(q, call.at<const float>(q.input) + pixel, last - pixel, call.at(q.output) + pixel);
+        return;
+    }
+    while (pixel < last) {
+        const int64_t i = pixel % inner, count = least(POSITIONS, least(inner - i, last - pixel));
+        const float* x = call.at<const float>(q.input) + pixel / inner * channels * inner + i;
+        uint8_t* y = call.at(q.output) + pixel * channels;
+        for (int64_t c = 0; c < channels; c += QUAD) {
+            quantize_pixels(q, x + c * inner, inner, count, least(QUAD, channels - c), channels, y + c);
         }
+        pixel += count;
     }
 }
 
@@ -62,12 +66,16 @@ inline void map(const Map& m, const Call& call) {
     const int64_t start = call.at(m.start), stride = call.at(m.stride);
     const uint8_t* x = call.at(m.input);
     const Target target = target_of(m.epilogue, m.output, call);
-    for (int64_t i = 0; i < length; i += CHUNK) {
+    const bool long_rows = rows < call.threads;  // threads share the rows, or else what is in them
+    const Range parts = call.share(long_rows ? (length + CHUNK - 1) / CHUNK : rows);
+    const int64_t end = long_rows ? least(length, parts.last * CHUNK) : length;
+    for (int64_t i = long_rows ? parts.first * CHUNK : 0; i < end; i += CHUNK) {
         const int64_t lanes = least(CHUNK, length - i);
         const int64_t pitch = (lanes + LANES - 1) / LANES * LANES;
         const int64_t step = CHUNK / pitch;
-        for (int64_t row = 0; row < rows; row += step) {
-            const int64_t pixels = least(step, rows - row);
+        const int64_t last_row = long_rows ? rows : parts.last;
+        for (int64_t row = long_rows ? 0 : parts.first; row < last_row; row += step) {
+            const int64_t pixels = least(step, last_row - row);
             for (int64_t p = 0; p < pixels; ++p) {
                 const uint8_t* codes = x + (row + p) * length + i;
                 for (int64_t j = 0; j < lanes; j += LANES) {
@@ -90,16 +98,20 @@ void look_up(const uint8_t* x, const T* table, T* y, int64_t count) {
 }
 
 inline void lookup(const Lookup& l, const Call& call) {
-    const int64_t count = call.at(l.count);
+    const Range part = call.share(call.at(l.count));
+    const int64_t first = part.first, count = part.last - first;
+    const uint8_t* x = call.at(l.input) + first;
     if (l.to_float) {
-        look_up(call.at(l.input), static_cast<const float*>(l.table), call.at<float>(l.output), count);
+        look_up(x, static_cast<const float*>(l.table), call.at<float>(l.output) + first, count);
     } else {
-        look_up(call.at(l.input), static_cast<const uint8_t*>(l.table), call.at(l.output), count);
+        look_up(x, static_cast<const uint8_t*>(l.table), call.at(l.output) + first, count);
     }
 }
 
 inline void copy(const Copy& c, const Call& call) {
-    std::memcpy(call.at(c.output), call.at(c.input), static_cast<size_t>(call.at(c.bytes)));
+    const Range part = call.share(call.at(c.bytes));
+    const auto bytes = static_cast<size_t>(part.last - part.first);
+    std::memcpy(call.at(c.output) + part.first, call.at(c.input) + part.first, bytes);
 }
 
 // Dimensions from `dim` on; the last one is a run of bytes.
@@ -128,7 +140,13 @@ inline void permute(const Permute& p, const Call& call) {
         sizes[i] = call.at(p.dims[p.order[i]]);
         strides[i] = input_strides[p.order[i]];
     }
-    permute_from(0, p.rank, sizes, strides, call.at(p.input), call.at(p.output));
+    // threads share the first dimension
+    const Range part = call.share(sizes[0]);
+    int64_t slice = 1;
+    for (int64_t i = 1; i < p.rank; ++i) slice *= sizes[i];
+    sizes[0] = part.last - part.first;
+    const uint8_t* const x = call.at(p.input) + part.first * strides[0];
+    permute_from(0, p.rank, sizes, strides, x, call.at(p.output) + part.first * slice);
 }
 
 }  // namespace mbqc::MBQC_ISA

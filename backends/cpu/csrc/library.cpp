@@ -1,5 +1,7 @@
-// What the shared library exports. No state: everything a call needs comes with the call.
-#include "abi.h"
+// What the shared library exports. No state besides teams: everything a call needs comes with the call.
+#include <chrono>
+
+#include "team.h"
 
 #define MBQC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -19,6 +21,10 @@ mbqc::Runner runner(int64_t isa) {
 
 }  // namespace
 
+int64_t mbqc::nanoseconds() {
+    return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+}
+
 // Version and structure sizes, for the caller to compare with its own.
 MBQC_EXPORT void mbqc_layout(int64_t* layout) {
     using namespace mbqc;
@@ -33,6 +39,24 @@ MBQC_EXPORT void mbqc_layout(int64_t* layout) {
 // Whether this machine can run instruction set 0 (portable), 1 (avx2) or 2 (avx512).
 MBQC_EXPORT int64_t mbqc_supports(int64_t isa) { return runner(isa) != nullptr; }
 
-MBQC_EXPORT void mbqc_run(int64_t isa, const mbqc::Step* steps, int64_t count, int64_t batch, uint8_t* const* bases) {
-    runner(isa)(steps, count, mbqc::Call{batch, bases});
+// A team of threads, or null if the system has no more.
+MBQC_EXPORT mbqc::Team* mbqc_new_team(int64_t threads) {
+    try {
+        return new mbqc::Team(threads);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+MBQC_EXPORT void mbqc_free_team(mbqc::Team* team) { delete team; }
+
+// Runs steps, with a team or by the caller's thread alone. `ticks`: null, or room for count + 1 times.
+MBQC_EXPORT void mbqc_run(int64_t isa, const mbqc::Step* steps, int64_t count, int64_t batch, uint8_t* const* bases,
+                          int64_t own_bytes, mbqc::Team* team, int64_t* ticks) {
+    const mbqc::Call call{batch, bases, own_bytes};
+    if (team) {
+        team->run({runner(isa), steps, count, call, ticks});
+    } else {
+        runner(isa)(steps, count, call, ticks);
+    }
 }

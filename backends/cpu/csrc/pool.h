@@ -5,9 +5,11 @@
 
 namespace mbqc::MBQC_ISA {
 
-// Calls `visit(codes)` for every pixel of the window of output (y, x) inside the input; returns how many lie outside.
+// Calls `visit(codes)` for every pixel of an output's window inside the input; returns how many lie outside.
 template <class Visitor>
-inline int64_t visit_window(const Pool& p, const uint8_t* image, int64_t y, int64_t x, Visitor visit) {
+inline int64_t visit_window(const Pool& p, const Call& call, int64_t output, Visitor visit) {
+    const int64_t x = output % p.out_width, y = output / p.out_width % p.out_height;
+    const uint8_t* image = call.at(p.input) + output / p.out_width / p.out_height * p.height * p.width * p.channels;
     int64_t outside = 0;
     for (int64_t ky = 0; ky < p.kernel[0]; ++ky) {
         for (int64_t kx = 0; kx < p.kernel[1]; ++kx) {
@@ -27,44 +29,34 @@ inline int64_t visit_window(const Pool& p, const uint8_t* image, int64_t y, int6
 inline void average_pool(const Pool& p, const Call& call) {
     constexpr int64_t CHUNK = 512;
     alignas(64) int32_t sums[CHUNK];
-    const uint8_t* image = call.at(p.input);
     const Target target = target_of(p.epilogue, p.output, call);
-    int64_t element = 0;
-    for (int64_t n = call.at(p.images); n > 0; --n, image += p.height * p.width * p.channels) {
-        for (int64_t y = 0; y < p.out_height; ++y) {
-            for (int64_t x = 0; x < p.out_width; ++x, element += p.channels) {
-                for (int64_t c = 0; c < p.channels; c += CHUNK) {
-                    const int64_t lanes = least(CHUNK, p.channels - c);
-                    std::memset(sums, 0, sizeof(sums));
-                    const int64_t outside = visit_window(p, image, y, x, [&](const uint8_t* codes) {
-                        for (int64_t i = 0; i < lanes; ++i) sums[i] += codes[c + i];
-                    });
-                    for (int64_t i = 0; i < lanes; ++i) sums[i] += static_cast<int32_t>(outside * p.zero_point);
-                    target({sums, 1, lanes, 0, c, element + c, 0, nullptr, 0});
-                }
-            }
-        }
+    const int64_t chunks = (p.channels + CHUNK - 1) / CHUNK;  // also of a global average there are several to share
+    const Range work = call.share(call.at(p.images) * p.out_height * p.out_width * chunks);
+    for (int64_t i = work.first; i < work.last; ++i) {
+        const int64_t c = i % chunks * CHUNK, lanes = least(CHUNK, p.channels - c);
+        std::memset(sums, 0, sizeof(sums));
+        const int64_t outside = visit_window(p, call, i / chunks, [&](const uint8_t* codes) {
+            for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += codes[c + lane];
+        });
+        for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += static_cast<int32_t>(outside * p.zero_point);
+        target({sums, 1, lanes, 0, c, i / chunks * p.channels + c, 0, nullptr, 0});
     }
 }
 
 // Padding never wins: zero is the smallest code.
 inline void max_pool(const Pool& p, const Call& call) {
     using Codes = uint8_t __attribute__((vector_size(LANES * QUAD)));
-    const uint8_t* image = call.at(p.input);
-    uint8_t* output = call.at(p.output);
-    for (int64_t n = call.at(p.images); n > 0; --n, image += p.height * p.width * p.channels) {
-        for (int64_t y = 0; y < p.out_height; ++y) {
-            for (int64_t x = 0; x < p.out_width; ++x, output += p.channels) {
-                for (int64_t c = 0; c < p.channels; c += LANES * QUAD) {
-                    Codes best{};
-                    visit_window(p, image, y, x, [&](const uint8_t* pixel) {
-                        Codes codes;
-                        std::memcpy(&codes, pixel + c, sizeof(codes));
-                        best = best < codes ? codes : best;
-                    });
-                    std::memcpy(output + c, &best, static_cast<size_t>(least(LANES * QUAD, p.channels - c)));
-                }
-            }
+    const Range outputs = call.share(call.at(p.images) * p.out_height * p.out_width);
+    for (int64_t i = outputs.first; i < outputs.last; ++i) {
+        uint8_t* const output = call.at(p.output) + i * p.channels;
+        for (int64_t c = 0; c < p.channels; c += LANES * QUAD) {
+            Codes best{};
+            visit_window(p, call, i, [&](const uint8_t* pixel) {
+                Codes codes;
+                std::memcpy(&codes, pixel + c, sizeof(codes));
+                best = best < codes ? codes : best;
+            });
+            std::memcpy(output + c, &best, static_cast<size_t>(least(LANES * QUAD, p.channels - c)));
         }
     }
 }

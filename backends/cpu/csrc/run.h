@@ -1,4 +1,5 @@
-// One call: the steps one after another. Included once per instruction set, after its vector functions.
+// One call: the steps one after another, each shared by all threads. Included once per instruction set, after its
+// vector functions.
 #pragma once
 
 #include "conv.h"
@@ -8,7 +9,8 @@
 
 namespace mbqc::MBQC_ISA {
 
-void run(const Step* steps, int64_t count, const Call& call) {
+void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks) {
+    if (ticks) *ticks++ = nanoseconds();
     for (const Step* step = steps; step < steps + count; ++step) {
         switch (step->kind) {
             case Kind::quantize: quantize(step->quantize, call); break;
@@ -21,6 +23,8 @@ void run(const Step* steps, int64_t count, const Call& call) {
             case Kind::copy: copy(step->copy, call); break;
             case Kind::permute: permute(step->permute, call); break;
         }
+        call.sync();
+        if (ticks) *ticks++ = nanoseconds();
     }
 }
 

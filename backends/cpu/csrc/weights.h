@@ -29,7 +29,7 @@ inline Codes narrow(const int8_t* codes, const Narrowing& n) {
 inline const int8_t* narrowed(const StoredWeights& w, const int8_t* stored, int64_t bytes, const Call& call) {
     if (w.bits == 8) return stored;
     const Narrowing narrowing(w);
-    int8_t* panel = call.at<int8_t>(w.panel);
+    int8_t* panel = call.own<int8_t>(w.panel);
     for (int64_t i = 0; i < bytes; i += LANES * QUAD) store_codes(panel + i, narrow(stored + i, narrowing));
     return panel;
 }

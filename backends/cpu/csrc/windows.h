@@ -22,16 +22,16 @@ struct Shape {
     }
 };
 
-inline void put(int32_t* to, Int sum) { store(to, sum); }
-inline void put(float* to, Int sum) { store(to, to_float(sum), LANES); }
+inline void put(int32_t* to, Int sum, int64_t) { store(to, sum); }
+inline void put(float* to, Int sum, int64_t count) { store(to, to_float(sum), least(LANES, count)); }
 
-// to[i] = from[i] + from[step + i] + ..., `count` numbers each, for i below `size`, in whole vectors.
+// to[i] = from[i] + from[step + i] + ..., `count` numbers each, for i below `size`; int32_t in whole vectors.
 template <class To>
 void add_shifted(const int32_t* from, int64_t count, int64_t step, int64_t size, To* to) {
     for (int64_t i = 0; i < size; i += LANES) {
         Int sum = load(from + i);
         for (int64_t k = 1; k < count; ++k) sum = add(sum, load(from + k * step + i));
-        put(to + i, sum);
+        put(to + i, sum, size - i);
     }
 }
 
@@ -51,19 +51,27 @@ inline void add_columns(const Conv& c, const Shape& s, const int32_t* columns, f
 // float32 [output pixel][group].
 inline const float* window_sums(const Conv& c, const Shape& s, const uint8_t* x, const Call& call) {
     int32_t* const pixels = call.at<int32_t>(c.pixel_sums);
-    int32_t* const columns = call.at<int32_t>(c.columns);
+    int32_t* const columns = call.own<int32_t>(c.columns);
     float* const windows = call.at<float>(c.windows);
-    const int64_t row_size = s.width * c.groups, rows = s.images * s.height;
-    sum_rows(x, rows * row_size, c.channels / c.groups, pixels);
-    if (c.kernel[0] * c.kernel[1] * c.stride[0] * c.stride[1] == 1) {
-        add_shifted(pixels, 1, 0, rows * row_size, windows);
-        return windows;
+    const int64_t depth = c.channels / c.groups, row_size = s.width * c.groups;
+    const bool pointwise = c.kernel[0] * c.kernel[1] * c.stride[0] * c.stride[1] == 1;
+    constexpr int64_t CHUNK = 64;  // whole vectors: no thread writes into another's part
+    const int64_t count = s.images * s.height * row_size;
+    const Range chunks = call.share((count + CHUNK - 1) / CHUNK);
+    const int64_t first = chunks.first * CHUNK, size = least(count, chunks.last * CHUNK) - first;
+    if (size > 0) {
+        sum_rows(x + first * depth, size, depth, pixels + first);
+        if (pointwise) add_shifted(pixels + first, 1, 0, size, windows + first);
     }
-    for (int64_t i = 0; i < s.images * c.out_height; ++i) {
-        const int32_t* first = pixels + s.pixel(c, i / c.out_height, i % c.out_height, 0) * c.groups;
-        add_shifted(first, c.kernel[0], c.dilation[0] * row_size, row_size, columns);
+    call.sync();
+    if (pointwise) return windows;
+    const Range rows = call.share(s.images * c.out_height);
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+        const int32_t* from = pixels + s.pixel(c, i / c.out_height, i % c.out_height, 0) * c.groups;
+        add_shifted(from, c.kernel[0], c.dilation[0] * row_size, row_size, columns);
         add_columns(c, s, columns, windows + i * s.out_width * c.groups);
     }
+    call.sync();
     return windows;
 }
 
