@@ -12,14 +12,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from mbqc import numerics
 from mbqc.errors import WidthsError
 from mbqc.numerics import ALL_BITS
-from mbqc.program.bind import weight_line
+from mbqc.program.bind import weight_codes, weight_line
 from mbqc.program.operations import Conv, LayerInfo, Linear, Program, Weight
 
 OBJECTIVE_RANGE = 1e6
@@ -79,11 +78,11 @@ def _sensitivities(layers: list[LayerInfo]) -> npt.NDArray[np.float64]:
 
 def _squared_errors(program: Program, weight: Weight) -> list[float]:
     """`||W - Q_b(W)||^2` of a layer's weights for widths 1 to 8, with the weights at 8 bits as W."""
-    stored, ladder = program.tensors[weight.codes].flatten(1).to(torch.int16), program.listing.ladder
+    stored, ladder = program.tensors[weight.codes].flatten(1), program.listing.ladder
 
     def values(bits: int) -> Tensor:
         line = weight_line(weight, program.tensors, bits, ladder)
-        return line.slope[:, None] * numerics.narrow(stored, bits, ladder) + line.offset[:, None]
+        return line.slope[:, None] * weight_codes(stored, bits, ladder, line.shift) + line.offset[:, None]
 
     exact = values(numerics.STORED_BITS)
     return [float((values(bits) - exact).square().sum()) for bits in ALL_BITS]

@@ -9,6 +9,7 @@ Terms: `h` = STORED_BITS is the width of the stored weight codes, `l` any width 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,8 +21,14 @@ ALL_BITS = tuple(range(1, STORED_BITS + 1))
 Ladder = Literal["round", "shift"]
 """How a lower width is derived from the stored code: top bits plus rounding bit, or top bits alone."""
 
-CONSTANT_TOLERANCE = 1e-6
-"""A channel whose standard deviation is below this share of its largest magnitude counts as constant."""
+MOST_SHIFTED = 254
+"""Up to so many inputs an output, a corrected mean goes into the codes (`correct_moments`).
+
+On MobileNetV2 window sums made 4 bits 19 % slower than 8: 48 % in depthwise layers, 22 % where 16 inputs become 96,
+15 % where 144 become 24; from 288 on it is under 7 %. The cpu kernels compare positions as bytes, of which one fills up."""
+
+SHIFT_ROUNDS = 8
+"""Steps of the search for a shift; each takes up what the codes at an end of the range did not."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
@@ -118,14 +125,78 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (flat - mean[:, None]).square().mean(1).sqrt()
 
 
-def moment_gain(std: Tensor, quantized_std: Tensor, quantized_peak: Tensor) -> Tensor:
-    """The factor that gives quantized weights the spread of the float ones (EMQNet, arXiv 2510.20673).
+@dataclass(frozen=True)
+class Correction:
+    """What gives a channel's codes the moments of its float weights: `W = slope * code + offset`, per output channel.
 
-    `std / quantized_std` per channel, and 1 where the quantized channel is constant (`CONSTANT_TOLERANCE`).
-    `quantized_peak` is the largest magnitude of the quantized channel.
+    Attributes:
+        slope, offset: float64 [C].
+        shift: where the mean goes into the codes; the offset is zero then.
     """
-    constant = quantized_std <= CONSTANT_TOLERANCE * quantized_peak
-    return torch.where(constant, torch.ones_like(std), std / torch.where(constant, torch.ones_like(std), quantized_std))
+
+    slope: Tensor
+    offset: Tensor
+    shift: Shift | None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What is added to a channel's codes: `whole`, and one more to the first `rest` of them; int64 [C]."""
+
+    whole: Tensor
+    rest: Tensor
+
+    def apply(self, codes: Tensor) -> Tensor:
+        """`codes` [C, n], in the order kernel rows, kernel columns, inputs; the result stays in the stored range."""
+        more = torch.arange(codes.shape[1], device=codes.device) < self.rest[:, None]
+        return (codes + (self.whole[:, None] + more).to(codes.dtype)).clamp(*weight_range(STORED_BITS))
+
+
+def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | None) -> Correction:
+    """EMQNet's weight bias correction (arXiv 2510.20673): `std / std_q * (W_q - mean_q) + mean`, per output channel.
+
+    An offset common to all weights of a channel costs a sum over every window at run time. That is little where a
+    window holds many codes. Where it holds few (a depthwise layer, a narrow 1 x 1 one: up to MOST_SHIFTED), the codes
+    themselves take the offset, in steps of the stored scale, so that their sum has it to half a step. A channel whose
+    codes would then leave the stored range, one with next to no spread around a large mean, keeps the spread it has.
+
+    Args:
+        codes: narrowed codes times 2^D [C, n], so in steps of the stored scale.
+        scale: of a stored code [C].
+        mean, std: [C], population moments of the float weights; without `std` the spread stays.
+    """
+    exact, size = codes.to(torch.float64), codes.shape[1]
+    scale, mean, total = scale.to(torch.float64), mean.to(torch.float64), exact.sum(1)
+    slope = scale
+    if std is not None:
+        # whole numbers up to the root, so a constant channel is exactly constant: its gain is 1
+        spread = (size * exact.square().sum(1) - total.square()).sqrt() / size
+        slope = torch.where(spread > 0, std.to(torch.float64) / spread, scale)
+    if size > MOST_SHIFTED:
+        return Correction(slope, mean - slope * total / size, None)
+    _, reached = _shift_to(exact, size * mean / slope)
+    slope = torch.where(reached, slope, scale)
+    shift, _ = _shift_to(exact, size * mean / slope)
+    return Correction(slope, torch.zeros_like(slope), shift)
+
+
+def _shift_to(codes: Tensor, total: Tensor) -> tuple[Shift, Tensor]:
+    """The shift that brings the sum of each channel of `codes` [C, n] closest to `total` [C], and where to half a code.
+
+    `total` may be infinite or not a number: nothing is close to that.
+    """
+    size, (low, high) = codes.shape[1], weight_range(STORED_BITS)
+    target = torch.round(total.nan_to_num(torch.inf)).clamp(2 * size * low, 2 * size * high)
+    whole = torch.zeros_like(target)
+    for _ in range(SHIFT_ROUNDS):  # more than one only where codes meet the ends of the range
+        missing = target - (codes + whole[:, None]).clamp(low, high).sum(1)
+        whole = (whole + torch.floor(missing / size)).clamp(low + 1, high - 1)
+    shifted = codes + whole[:, None]
+    missing = target - shifted.clamp(low, high).sum(1)
+    gained = ((shifted >= low) & (shifted < high)).cumsum(1)  # by one more for the first 1, 2, ... codes
+    rest = ((gained < missing[:, None]).sum(1) + (missing > 0)).clamp(max=size)
+    reached = (missing >= 0) & (missing <= gained[:, -1])
+    return Shift(whole.to(torch.int64), rest), reached
 
 
 def requantize(total: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from mbqc.errors import PassError, PipelineError
 from mbqc.ir.modules import MomentCorrection, QuantLinear, WidthBatchNorm
-from mbqc.ir.quantized import QUANT_LAYERS, layer_nodes, quantized_layers, widths_node
-from mbqc.ir.types import type_of
+from mbqc.ir.quantized import QUANT_LAYERS, layer_nodes, quantized_layers, weight_quantizer_of, widths_node
+from mbqc.ir.types import TensorType, type_of
 from mbqc.ir.vocabulary import BATCH_NORMS, is_module, module_of
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context, Pass, Property
@@ -92,9 +92,13 @@ def _insert_corrections(graph: fx.GraphModule, moments: str) -> None:
         assert isinstance(quantized, fx.Node)
         if quantized not in corrected:
             name = str(quantized.target).removesuffix("_weight_quantizer") + "_weight_correction"
-            graph.add_submodule(name, MomentCorrection(str(layer.target), moments).eval())
+            quantizer = weight_quantizer_of(layer)[0]
+            graph.add_submodule(name, MomentCorrection(str(layer.target), moments, quantizer.ladder).eval())
             with graph.graph.inserting_after(quantized):
-                corrected[quantized] = graph.graph.call_module(name, (quantized, quantized.args[0], widths))
+                scale = graph.graph.get_attr(f"{quantized.target}.scale")
+            scale.meta["type"] = TensorType(torch.float32, (quantizer.channels,))
+            with graph.graph.inserting_after(scale):
+                corrected[quantized] = graph.graph.call_module(name, (quantized, quantized.args[0], scale, widths))
             corrected[quantized].meta["type"] = quantized.meta["type"]
         layer.update_arg(1, corrected[quantized])
     graph.recompile()

@@ -74,7 +74,16 @@ class Map(ctypes.Structure):
 class StoredWeights(ctypes.Structure):
     """The 8-bit weights of a layer, and the width to run them at."""
 
-    _fields_ = [("codes", c_void_p), ("bits", c_int64), ("rounds", c_int64), ("shift", c_int64), ("panel", Place)]
+    _fields_ = [
+        ("codes", c_void_p),
+        ("bits", c_int64),
+        ("rounds", c_int64),
+        ("shift", c_int64),
+        ("panel", Place),
+        ("whole", c_void_p),
+        ("rest", c_void_p),
+        ("positions", c_void_p),
+    ]
 
 
 class Conv(ctypes.Structure):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mbqc import numerics
 from mbqc.backends.cpu.abi import BLOCK, QUAD
 from mbqc.errors import BackendError
 from mbqc.program.operations import Conv, Linear, Program
+
+FIRST_POSITION, FILLING = -128, 127
+"""Positions are bytes that vector instructions compare as signed; FILLING is behind them all."""
 
 
 def extent(dims: Iterable[int]) -> int:
@@ -95,12 +100,22 @@ class LayerData:
 
     Attributes:
         weights: the stored codes, packed.
+        positions: where each input of a packed block lies in the kernel, from FIRST_POSITION on, FILLING for what
+            fills up; None where codes are never shifted.
         ones: for a depthwise kernel, which rows of its bands there are.
     """
 
     geometry: ConvGeometry
     weights: Tensor
+    positions: Tensor | None
     ones: Tensor | None
+
+    def per_code(self, values: Tensor) -> Tensor:
+        """A number a channel as int8 [groups][blocks][BLOCK][QUAD], beside the codes of a quad of inputs."""
+        groups = 1 if self.geometry.depthwise else self.geometry.groups
+        grouped = values.to(torch.int8).reshape(groups, -1)
+        filled = torch.nn.functional.pad(grouped, (0, -grouped.shape[1] % BLOCK))
+        return filled[..., None].expand(-1, -1, QUAD).contiguous()
 
 
 def pack_layers(program: Program) -> dict[str, LayerData]:
@@ -111,11 +126,23 @@ def pack_layers(program: Program) -> dict[str, LayerData]:
             geometry = conv_geometry(program, operation)
             codes = program.tensors[operation.weight.codes]
             if geometry.depthwise:
-                data = LayerData(geometry, depthwise_panels(codes), band_rows(geometry.kernel[0]))
+                pack, ones = depthwise_panels, band_rows(geometry.kernel[0])
             else:
-                data = LayerData(geometry, panels(codes, geometry), None)
-            layers[operation.output] = data
+                pack, ones = partial(panels, geometry=geometry), None
+            groups = 1 if geometry.depthwise else geometry.groups
+            layers[operation.output] = LayerData(geometry, pack(codes), _positions(codes, groups, pack), ones)
     return layers
+
+
+def _positions(codes: Tensor, groups: int, pack: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """`LayerData.positions` of codes [out, ...]: what packing makes of numbers, with zeros for what fills up."""
+    inputs = codes[0].numel()
+    if inputs > numerics.MOST_SHIFTED:
+        return None
+    numbers = torch.arange(1, inputs + 1).reshape(1, *codes.shape[1:])
+    packed = pack(numbers.expand(groups, *codes.shape[1:]))  # an output a group, so a block a group
+    quads = packed.reshape(groups, -1, BLOCK, QUAD)[0, :, 0]
+    return torch.where(quads > 0, quads - 1 + FIRST_POSITION, FILLING).to(torch.int8)
 
 
 def panels(codes: Tensor, geometry: ConvGeometry) -> Tensor:

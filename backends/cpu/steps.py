@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mbqc import numerics
 from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.epilogues import in_range, readable, scaled
-from mbqc.backends.cpu.geometry import LayerData, extent
+from mbqc.backends.cpu.geometry import FIRST_POSITION, LayerData, extent
 from mbqc.backends.cpu.memory import Layout
 from mbqc.errors import BackendError
 from mbqc.program.arena import ITEM_BYTES
@@ -85,9 +86,22 @@ class StepBuilder:
 
     def _layer(self, operation: Conv | Linear, step: Step) -> tuple[abi.StoredWeights, abi.Epilogue]:
         """Weights and epilogue of a layer."""
-        bound, shift = scaled(step.epilogues[0], step.bits)
-        codes, rounds = self.layers[operation.output].weights, self.program.listing.ladder == "round"
-        weights = abi.StoredWeights(self._pointer(codes), step.bits, rounds, shift, self.layout.scratch.panel)
+        assert step.weights is not None
+        data, shift = self.layers[operation.output], step.weights.shift
+        # shifted codes are in stored steps, as those of 8 bits are
+        bound, drop = scaled(step.epilogues[0], step.bits if shift is None else numerics.STORED_BITS)
+        weights = abi.StoredWeights(
+            codes=self._pointer(data.weights),
+            bits=step.bits,
+            rounds=self.program.listing.ladder == "round",
+            shift=drop,
+            panel=self.layout.scratch.panel,
+        )
+        if shift is not None:
+            assert data.positions is not None
+            weights.whole = self._pointer(data.per_code(shift.whole))
+            weights.rest = self._pointer(data.per_code(shift.rest + FIRST_POSITION))
+            weights.positions = self._pointer(data.positions)
         epilogue = self._epilogue(bound, operation.output, operation.epilogue.residual)
         epilogue.in_range = in_range(bound, self.program.tensors[operation.weight.codes][0].numel())
         return weights, epilogue

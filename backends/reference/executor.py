@@ -10,7 +10,7 @@ from torch import Tensor
 from mbqc import numerics
 from mbqc.ir.types import at_batch
 from mbqc.program import aten
-from mbqc.program.bind import Binder, BoundEpilogue, Step
+from mbqc.program.bind import Binder, BoundEpilogue, Step, weight_codes
 from mbqc.program.operations import (
     Affine,
     Aten,
@@ -102,21 +102,24 @@ class ReferenceExecutable:
         operation = step.operation
         match operation:
             case Conv():
-                codes = self._codes(operation.weight.codes, step.bits)
+                codes = self._codes(operation.weight.codes, step)
                 padded = _pad(x, operation.padding, step.zero_point)
                 kernel = (codes.shape[1], codes.shape[2])
                 windows = _windows(padded, kernel, operation.stride, operation.dilation)
                 return _convolve(windows, codes, operation.groups)
             case Linear():
-                return x @ self._codes(operation.weight.codes, step.bits).T, x.sum(-1, keepdim=True)
+                return x @ self._codes(operation.weight.codes, step).T, x.sum(-1, keepdim=True)
             case AveragePool():
                 padded = _pad(x, operation.padding, step.zero_point)
                 return _windows(padded, operation.kernel, operation.stride, (1, 1)).sum((-2, -1)), None
             case _:
                 return x, None
 
-    def _codes(self, name: str, bits: int) -> Tensor:
-        return numerics.narrow(self._program.tensors[name].long(), bits, self._program.listing.ladder)
+    def _codes(self, name: str, step: Step) -> Tensor:
+        stored = self._program.tensors[name]
+        assert step.weights is not None
+        codes = weight_codes(stored.flatten(1), step.bits, self._program.listing.ladder, step.weights.shift)
+        return codes.reshape(stored.shape)
 
     def _finish(
         self, accumulator: Tensor, window: Tensor | None, bound: BoundEpilogue, residual: Tensor | None, output: str

@@ -80,30 +80,34 @@ class WeightQuantizer(nn.Module):
 class MomentCorrection(nn.Module):
     """Gives each channel of a quantized weight the mean, or mean and spread, of the float one (EMQNet).
 
-    `(std(W) / std(Wq)) * (Wq - mean(Wq)) + mean(W)`, population moments per output channel, statistics detached. The
+    `numerics.correct_moments` of the weight's codes, statistics detached: what gradients see of it is the gain. The
     stored width needs none: `numerics.quantize_weight` keeps the mean, and the spread is that of the weights already.
 
     Args:
         layer: whose width applies.
         moments: `mean` or `both`.
+        ladder: of the quantizer.
     """
 
-    def __init__(self, layer: str, moments: str) -> None:
+    def __init__(self, layer: str, moments: str, ladder: Ladder) -> None:
         super().__init__()
-        self.layer, self.moments = layer, moments
+        self.layer, self.moments, self.ladder = layer, moments, ladder
 
-    def forward(self, quantized: Tensor, weight: Tensor, widths: Widths) -> Tensor:
-        """`quantized` with the moments of `weight`; both [channels, ...]."""
+    def forward(self, quantized: Tensor, weight: Tensor, scale: Tensor, widths: Widths) -> Tensor:
+        """`quantized` with the moments of `weight`; both [channels, ...], `scale` of the quantizer [channels]."""
         if widths.is_float or widths.by_layer[self.layer] == numerics.STORED_BITS:
             return quantized
         with torch.no_grad():
             mean, std = numerics.moments(weight)
-            quantized_mean, quantized_std = numerics.moments(quantized)
-            gain = torch.ones_like(mean)
-            if self.moments == "both":
-                gain = numerics.moment_gain(std, quantized_std, quantized.flatten(1).abs().amax(1))
-            shift = mean - gain * quantized_mean
-        return quantized * _per_channel(gain, weight) + _per_channel(shift, weight)
+            constant = numerics.ladder_offset(widths.by_layer[self.layer], self.ladder)
+            last = quantized.movedim(1, -1)  # the order of stored codes
+            codes = torch.round(last / _per_channel(scale, last) - constant).flatten(1)
+            found = numerics.correct_moments(codes, scale, mean, std if self.moments == "both" else None)
+            codes = found.shift.apply(codes) if found.shift is not None else codes
+            target = (found.slope[:, None] * codes + found.offset[:, None]).to(quantized.dtype)
+            gain = _per_channel((found.slope / scale).to(quantized.dtype), quantized)
+            fixed = target.reshape(last.shape).movedim(-1, 1) - quantized * gain
+        return quantized * gain + fixed
 
 
 class ActivationQuantizer(nn.Module):

@@ -63,6 +63,7 @@ class Step:
 
     Attributes:
         bits: width of the weight codes; 8 where there is no weight.
+        weights: what those codes stand for; None where there is no weight.
         zero_point: the input's zero-point, the code that fills padding.
         epilogues: one; for a `Concat` one per input; none for operations that only move codes.
         table: for a `Lookup`, 256 entries, uint8 or float32; entries past the input's width repeat its last.
@@ -70,6 +71,7 @@ class Step:
 
     operation: AnyOperation
     bits: int
+    weights: WeightLine | None
     zero_point: int
     epilogues: tuple[BoundEpilogue, ...]
     table: Tensor | None
@@ -126,7 +128,7 @@ class _Binding:
     line: Callable[[Weight, int], WeightLine]
 
     def step(self, operation: AnyOperation) -> Step:
-        bits, zero_point, table = numerics.STORED_BITS, 0, None
+        bits, weights, zero_point, table = numerics.STORED_BITS, None, 0, None
         epilogues: tuple[BoundEpilogue, ...] = ()
         if isinstance(operation, Quantize):
             epilogues = (self._quantize(operation),)
@@ -134,6 +136,7 @@ class _Binding:
             zero_point = self._grid(operation.input).zero_point
             if isinstance(operation, Conv | Linear):
                 bits = self.widths.by_layer[operation.weight.layer]
+                weights = self.line(operation.weight, bits)
             epilogues = (self._epilogue(operation, bits),)
         elif isinstance(operation, Concat):
             epilogues = tuple(
@@ -142,7 +145,7 @@ class _Binding:
             )
         elif isinstance(operation, Lookup):
             table = self._table(operation)
-        return Step(operation, bits, zero_point, epilogues, table)
+        return Step(operation, bits, weights, zero_point, epilogues, table)
 
     def _value(self, name: str) -> Value:
         return self.listing.values[name]
@@ -222,15 +225,17 @@ class _Binding:
 
 @dataclass(frozen=True)
 class WeightLine:
-    """Real weights as a line over their codes, `W = slope * code + offset` per output channel (float64 [out]).
+    """Real weights as a line over codes, `W = slope * code + offset` per output channel (float64 [out]).
 
     Attributes:
+        shift: None where codes are the narrowed ones; else they are `shift.apply` of those, in stored steps.
         code_sum: the sum of a channel's codes, float64 [out].
         count: how many codes a channel has.
     """
 
     slope: Tensor
     offset: Tensor
+    shift: numerics.Shift | None
     code_sum: Tensor
     count: int
 
@@ -239,18 +244,26 @@ def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder
     """The line of a layer at `bits`: the ladder's own, or below 8 bits the one that matches the stored moments."""
     stored = tensors[weight.codes].flatten(1)
     scale = tensors[weight.scale].to(torch.float64)
-    codes = numerics.narrow(stored.to(torch.int16), bits, ladder).to(torch.float64)
-    code_sum, count = codes.sum(1), codes.shape[1]
-    slope = scale * float(1 << (numerics.STORED_BITS - bits))
-    offset = scale * numerics.ladder_offset(bits, ladder)
+    narrowed = weight_codes(stored, bits, ladder, None)
+    step, code_sum, count = (
+        float(1 << (numerics.STORED_BITS - bits)),
+        narrowed.sum(1).to(torch.float64),
+        stored.shape[1],
+    )
     if weight.mean is None or bits == numerics.STORED_BITS:
-        return WeightLine(slope, offset, code_sum, count)
-    if weight.std is not None:
-        _, code_std = numerics.moments(codes)
-        peak = scale * numerics.code_values(codes, bits, ladder).abs().amax(1)
-        slope = slope * numerics.moment_gain(tensors[weight.std].to(torch.float64), slope * code_std, peak)
-    offset = tensors[weight.mean].to(torch.float64) - slope * code_sum / count
-    return WeightLine(slope, offset, code_sum, count)
+        return WeightLine(scale * step, scale * numerics.ladder_offset(bits, ladder), None, code_sum, count)
+    std = None if weight.std is None else tensors[weight.std]
+    found = numerics.correct_moments(narrowed * step, scale, tensors[weight.mean], std)
+    if found.shift is None:
+        return WeightLine(found.slope * step, found.offset, None, code_sum, count)
+    code_sum = weight_codes(stored, bits, ladder, found.shift).sum(1).to(torch.float64)
+    return WeightLine(found.slope, found.offset, found.shift, code_sum, count)
+
+
+def weight_codes(stored: Tensor, bits: int, ladder: numerics.Ladder, shift: numerics.Shift | None) -> Tensor:
+    """The codes of a `WeightLine` from stored ones [out, n], int64."""
+    narrowed = numerics.narrow(stored.to(torch.int64), bits, ladder)
+    return narrowed if shift is None else shift.apply(narrowed << (numerics.STORED_BITS - bits))
 
 
 def _bounds(epilogue: Epilogue, grid: CodeGrid | None) -> tuple[float, float]:

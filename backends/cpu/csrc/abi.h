@@ -76,6 +76,9 @@ struct StoredWeights {
     int64_t rounds;  // the ladder: 1 rounds, 0 drops bits
     int64_t shift;   // kernels leave codes scaled by 2^(8 - bits); 0: so that the multiplier makes up for it
     Place panel;     // own scratch for weights of a lower width
+    const int8_t* whole;      // null: no shift of codes. [groups][blocks][BLOCK][QUAD]: what is added to each code,
+    const int8_t* rest;       // likewise: and one more to those at positions before this one
+    const int8_t* positions;  // with a shift: [vectors of a block][QUAD] in the kernel from -128 on, 127 for what fills up
 };
 
 // Dense and grouped convolution. A linear layer is one row of pixels with a 1 x 1 kernel.

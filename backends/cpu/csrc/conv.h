@@ -110,7 +110,7 @@ inline void conv(const Conv& c, const Call& call) {
     const int64_t depth = c.channels / c.groups, outputs = c.out_channels / c.groups;
     const Walk walk = walk_of(c, s);
     const Tiling tiling(s.out_width);
-    const bool few = c.weights.bits < 8 && s.images * c.out_height * s.out_width < FEW_PIXELS;
+    const bool few = c.weights.bits < 8 && !c.weights.whole && s.images * c.out_height * s.out_width < FEW_PIXELS;
     const int64_t panels = (outputs + PANEL - 1) / PANEL, blocks = (outputs + BLOCK - 1) / BLOCK;
     const int64_t tiles = s.images * c.out_height * tiling.count;
     Range work = call.share(c.groups * panels * tiles);
@@ -118,16 +118,15 @@ inline void conv(const Conv& c, const Call& call) {
         const int64_t panel = work.first / tiles, first = work.first % tiles;
         const int64_t g = panel / panels, o = panel % panels * PANEL;
         const int64_t lanes = least(PANEL, outputs - o), channel = g * outputs + o;
-        const int8_t* stored = c.weights.codes + (g * blocks + o / BLOCK) * walk.panel_bytes;
-        const int64_t bytes = (lanes > BLOCK ? MAX_BLOCKS : 1) * walk.panel_bytes;
+        const int64_t block = g * blocks + o / BLOCK, bytes = walk.panel_bytes;
         const Dense dense{c, s, call, walk, tiling, x + g * depth, windows ? windows + g : nullptr};
         const Range part{first, least(tiles, first + work.last - work.first)};
-        if (few && bytes == MAX_BLOCKS * walk.panel_bytes) {
-            dense.run<MAX_BLOCKS, true>(stored, channel, lanes, part);
+        if (few && (MAX_BLOCKS == 1 || lanes > BLOCK)) {
+            dense.run<MAX_BLOCKS, true>(c.weights.codes + block * bytes, channel, lanes, part);
         } else if (lanes > BLOCK) {
-            dense.run<MAX_BLOCKS, false>(narrowed(c.weights, stored, bytes, call), channel, lanes, part);
+            dense.run<MAX_BLOCKS, false>(narrowed(c.weights, block, MAX_BLOCKS, bytes, call), channel, lanes, part);
         } else {
-            dense.run<1, false>(narrowed(c.weights, stored, bytes, call), channel, lanes, part);
+            dense.run<1, false>(narrowed(c.weights, block, 1, bytes, call), channel, lanes, part);
         }
         work.first += part.last - part.first;
     }

@@ -95,6 +95,14 @@ inline Codes load_codes(const int8_t* p) { return load_vector(p); }
 inline void store_codes(int8_t* p, Codes codes) { std::memcpy(p, &codes, sizeof(codes)); }
 inline Codes add_saturated(Codes a, Codes b) { return _mm256_adds_epi8(a, b); }
 inline Codes and_bytes(Codes a, Codes b) { return _mm256_and_si256(a, b); }
+inline Codes subtract(Codes a, Codes b) { return _mm256_sub_epi8(a, b); }
+inline Codes above(Codes a, Codes b) { return _mm256_cmpgt_epi8(a, b); }  // -1 where a > b
+inline Codes splat_codes(int8_t code) { return _mm256_set1_epi8(code); }
+inline Codes splat_codes(const int8_t* quad) {
+    int32_t codes;
+    std::memcpy(&codes, quad, sizeof(codes));
+    return _mm256_set1_epi32(codes);
+}
 inline Weights weights(Codes w) { return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)}; }
 inline Bytes pairs(__m256i x) { return {_mm256_and_si256(x, _mm256_set1_epi16(255)), _mm256_srli_epi16(x, 8)}; }
 inline Int dot(Int sum, Bytes x, Weights w) {

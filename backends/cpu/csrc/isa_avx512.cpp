@@ -103,6 +103,14 @@ inline Codes load_codes(const int8_t* p) { return _mm512_loadu_si512(p); }
 inline void store_codes(int8_t* p, Codes codes) { _mm512_storeu_si512(p, codes); }
 inline Codes add_saturated(Codes a, Codes b) { return _mm512_adds_epi8(a, b); }
 inline Codes and_bytes(Codes a, Codes b) { return _mm512_and_si512(a, b); }
+inline Codes subtract(Codes a, Codes b) { return _mm512_sub_epi8(a, b); }
+inline Codes above(Codes a, Codes b) { return _mm512_movm_epi8(_mm512_cmpgt_epi8_mask(a, b)); }  // -1 where a > b
+inline Codes splat_codes(int8_t code) { return _mm512_set1_epi8(code); }
+inline Codes splat_codes(const int8_t* quad) {
+    int32_t codes;
+    std::memcpy(&codes, quad, sizeof(codes));
+    return _mm512_set1_epi32(codes);
+}
 inline Weights weights(Codes codes) { return codes; }
 inline Int dot(Int sum, Bytes x, Weights w) { return _mm512_dpbusd_epi32(sum, x, w); }
 inline Bytes broadcast(const uint8_t* p) {

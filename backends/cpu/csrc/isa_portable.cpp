@@ -82,11 +82,22 @@ inline void store_packed(uint8_t* p, const Packed& packed, int64_t count) {
 using Codes = int8_t __attribute__((vector_size(16)));
 inline Codes load_codes(const int8_t* p) { return load_first<Codes>(p, sizeof(Codes)); }
 inline void store_codes(int8_t* p, Codes codes) { std::memcpy(p, &codes, sizeof(codes)); }
-inline Codes add_saturated(Codes a, Codes b) {  // `b` is not negative
-    const Codes limit = 127 - b;
-    return (a < limit ? a : limit) + b;
+inline Codes add_saturated(Codes a, Codes b) {
+    for (int i = 0; i < LANES * QUAD; ++i) {
+        const int sum = a[i] + b[i];
+        a[i] = static_cast<int8_t>(sum > 127 ? 127 : sum < -128 ? -128 : sum);
+    }
+    return a;
 }
 inline Codes and_bytes(Codes a, Codes b) { return a & b; }
+inline Codes subtract(Codes a, Codes b) { return a - b; }
+inline Codes above(Codes a, Codes b) { return a > b; }  // -1 where a > b
+inline Codes splat_codes(int8_t code) { return Codes{} + code; }
+inline Codes splat_codes(const int8_t* quad) {
+    Codes codes;
+    for (int i = 0; i < LANES * QUAD; ++i) codes[i] = quad[i % QUAD];
+    return codes;
+}
 inline Weights weights(Codes codes) {
     const Short w = reinterpret_cast<Short>(codes);
     return {(w << 8) >> 8, w >> 8};

@@ -21,16 +21,40 @@ struct Narrowing {
     }
 };
 
+inline Codes narrow(Codes codes, Codes half, Codes kept) { return and_bytes(add_saturated(codes, half), kept); }
 inline Codes narrow(const int8_t* codes, const Narrowing& n) {
-    return and_bytes(add_saturated(load_codes(codes), load_codes(n.half)), load_codes(n.kept));
+    return narrow(load_codes(codes), load_codes(n.half), load_codes(n.kept));
 }
 
-// `bytes` codes, whole vectors, from `stored` on, at the width of this call.
-inline const int8_t* narrowed(const StoredWeights& w, const int8_t* stored, int64_t bytes, const Call& call) {
-    if (w.bits == 8) return stored;
+// Narrow codes of a block and, where there is one, their shift (`Shift.apply` of mbqc/numerics.py).
+inline void narrow_block(const StoredWeights& w, const Narrowing& narrowing, int64_t block, int64_t bytes, int8_t* to) {
+    constexpr int64_t BYTES = LANES * QUAD;
+    const int8_t* const from = w.codes + block * bytes;
+    // in registers: codes are bytes, so for all the compiler knows each store may change anything in memory
+    const Codes half = load_codes(narrowing.half), kept = load_codes(narrowing.kept), filling = splat_codes(127);
+    if (!w.whole) {
+        for (int64_t i = 0; i < bytes; i += BYTES) store_codes(to + i, narrow(load_codes(from + i), half, kept));
+        return;
+    }
+    const int8_t* const positions = w.positions;
+    for (int64_t lanes = 0; lanes < PANEL_GROUP; lanes += BYTES) {
+        const Codes whole = load_codes(w.whole + block * PANEL_GROUP + lanes);
+        const Codes rest = load_codes(w.rest + block * PANEL_GROUP + lanes);
+        for (int64_t i = lanes; i < bytes; i += PANEL_GROUP) {
+            const Codes position = splat_codes(positions + i / PANEL_GROUP * QUAD);
+            const Codes shift = subtract(whole, above(rest, position));  // -1 where it is
+            const Codes shifted = add_saturated(narrow(load_codes(from + i), half, kept), shift);
+            store_codes(to + i, and_bytes(shifted, above(filling, position)));
+        }
+    }
+}
+
+// `count` blocks of `bytes` codes each, from the `first` one on, at the width of this call.
+inline const int8_t* narrowed(const StoredWeights& w, int64_t first, int64_t count, int64_t bytes, const Call& call) {
+    if (w.bits == 8) return w.codes + first * bytes;
     const Narrowing narrowing(w);
     int8_t* panel = call.own<int8_t>(w.panel);
-    for (int64_t i = 0; i < bytes; i += LANES * QUAD) store_codes(panel + i, narrow(stored + i, narrowing));
+    for (int64_t i = 0; i < count; ++i) narrow_block(w, narrowing, first + i, bytes, panel + i * bytes);
     return panel;
 }
 
