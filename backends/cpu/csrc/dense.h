@@ -14,6 +14,7 @@ struct Walk {
     int64_t quads;         // of a run
     int64_t pixel_stride;  // between the inputs of neighbouring outputs
     int64_t panel_bytes;
+    const int8_t* next;  // the stored codes that are needed next: they come to the second cache meanwhile
 };
 
 // What becomes of a tile's accumulators: `Epilogue` from the panel's first channel and the tile's first pixel on.
@@ -105,12 +106,15 @@ INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_
     constexpr auto each_vector = std::make_integer_sequence<int, BLOCKS * BLOCK_VECTORS>{};
     unrolled(each_pixel, [&](auto p) INLINE { unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = zero(); }); });
     const int64_t stride = walk.pixel_stride, second = walk.panel_bytes;
+    const int8_t* next = walk.next;
     for (int64_t row = 0; row < walk.rows; ++row, x += walk.row_step) {
         const uint8_t* start = x;
         for (int64_t run = 0; run < walk.runs; ++run, start += walk.run_step) {
             const uint8_t* from = start;
-            for (int64_t quad = 0; quad < walk.quads; ++quad, from += QUAD, panel += PANEL_GROUP) {
+            for (int64_t quad = 0; quad < walk.quads; ++quad, from += QUAD, panel += PANEL_GROUP, next += PANEL_GROUP) {
                 Weights w[BLOCKS * BLOCK_VECTORS];
+                unrolled(std::make_integer_sequence<int, BLOCKS>{},
+                         [&](auto b) INLINE { __builtin_prefetch(next + b * second, 0, 2); });
                 unrolled(each_vector, [&](auto v) INLINE {
                     const int8_t* codes = panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD;
                     w[v] = weights(NARROW ? narrow(codes, narrowing) : load_codes(codes));

@@ -5,24 +5,29 @@
 
 namespace mbqc::MBQC_ISA {
 
+// Which taps of a kernel lie inside the input.
+inline Range taps_inside(int64_t start, int64_t size, int64_t kernel, int64_t dilation) {
+    const int64_t first = start < 0 ? (-start + dilation - 1) / dilation : 0;
+    const int64_t last = start < size ? (size - 1 - start) / dilation + 1 : 0;
+    return {first, most(first, least(kernel, last))};
+}
+
 // Calls `visit(codes)` for every pixel of an output's window inside the input; returns how many lie outside.
 template <class Visitor>
-inline int64_t visit_window(const Pool& p, const Call& call, int64_t output, Visitor visit) {
-    const int64_t x = output % p.out_width, y = output / p.out_width % p.out_height;
-    const uint8_t* image = call.at(p.input) + output / p.out_width / p.out_height * p.height * p.width * p.channels;
-    int64_t outside = 0;
-    for (int64_t ky = 0; ky < p.kernel[0]; ++ky) {
-        for (int64_t kx = 0; kx < p.kernel[1]; ++kx) {
-            const int64_t row = y * p.stride[0] + ky * p.dilation[0] - p.padding[0];
-            const int64_t column = x * p.stride[1] + kx * p.dilation[1] - p.padding[1];
-            if (row < 0 || row >= p.height || column < 0 || column >= p.width) {
-                ++outside;
-            } else {
-                visit(image + (row * p.width + column) * p.channels);
-            }
-        }
+INLINE inline int64_t visit_window(const Pool& p, const Call& call, int64_t output, Visitor visit) {
+    const int64_t row = output / p.out_width, column = output - row * p.out_width;
+    const int64_t n = row / p.out_height;
+    const int64_t top = (row - n * p.out_height) * p.stride[0] - p.padding[0];
+    const int64_t left = column * p.stride[1] - p.padding[1];
+    const Range rows = taps_inside(top, p.height, p.kernel[0], p.dilation[0]);
+    const Range columns = taps_inside(left, p.width, p.kernel[1], p.dilation[1]);
+    const uint8_t* image = call.at(p.input) + n * p.height * p.width * p.channels;
+    for (int64_t ky = rows.first; ky < rows.last; ++ky) {
+        const int64_t pixel = (top + ky * p.dilation[0]) * p.width + left + columns.first * p.dilation[1];
+        const uint8_t* codes = image + pixel * p.channels;
+        for (int64_t kx = columns.first; kx < columns.last; ++kx, codes += p.dilation[1] * p.channels) visit(codes);
     }
-    return outside;
+    return p.kernel[0] * p.kernel[1] - (rows.last - rows.first) * (columns.last - columns.first);
 }
 
 // Padding has the zero-point's code: it counts as zeros.
