@@ -31,6 +31,13 @@ class Widths:
     is_float: bool = False
 
     @cached_property
+    def _hash(self) -> int:
+        return hash((self.layers, self.is_float))
+
+    def __hash__(self) -> int:  # asked for at every call
+        return self._hash
+
+    @cached_property
     def by_layer(self) -> Mapping[str, int]:
         """Layer to width, in the order of the graph."""
         return MappingProxyType(dict(self.layers))

@@ -1,7 +1,7 @@
 """ResNet-18 for 224 x 224 images with random weights: for timing only.
 
-    mbqc compile examples/cpu_speed/resnet18.py --passes 'quant{calibration=minmax},bncorrect' --out resnet18.mbqc
-    mbqc bench resnet18.mbqc
+mbqc compile examples/cpu_speed/resnet18.py --passes 'quant{calibration=minmax},bncorrect' --out resnet18.mbqc
+mbqc bench resnet18.mbqc
 """
 
 from __future__ import annotations
