@@ -102,28 +102,46 @@ INLINE inline void finish_tile(const Int (&sums)[PIXELS][VECTORS], const Finish&
 template <int PIXELS, int BLOCKS, bool NARROW>
 INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_t* panel, const Narrowing& narrowing,
                                  Int (&sums)[PIXELS][BLOCKS * BLOCK_VECTORS]) {
+    constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
     constexpr auto each_pixel = std::make_integer_sequence<int, PIXELS>{};
-    constexpr auto each_vector = std::make_integer_sequence<int, BLOCKS * BLOCK_VECTORS>{};
+    constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
     unrolled(each_pixel, [&](auto p) INLINE { unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = zero(); }); });
     const int64_t stride = walk.pixel_stride, second = walk.panel_bytes;
     const int8_t* next = walk.next;
+    const auto take = [&](const uint8_t* from, auto quads) INLINE {
+        constexpr int QUADS = quads;
+        constexpr auto each_quad = std::make_integer_sequence<int, QUADS>{};
+        Weights w[QUADS][VECTORS];
+        unrolled(each_quad, [&](auto q) INLINE {
+            unrolled(std::make_integer_sequence<int, BLOCKS>{},
+                     [&](auto b) INLINE { __builtin_prefetch(next + b * second, 0, 2); });
+            unrolled(each_vector, [&](auto v) INLINE {
+                const int8_t* codes = panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD;
+                w[q][v] = weights(NARROW ? narrow(codes, narrowing) : load_codes(codes));
+            });
+            panel += PANEL_GROUP;
+            next += PANEL_GROUP;
+        });
+        unrolled(each_pixel, [&](auto p) INLINE {
+            Bytes inputs[QUADS];
+            if constexpr (QUADS == 2 && p % 2 == 1) {
+                broadcast_pair(from + p * stride, inputs);
+            } else {
+                unrolled(each_quad, [&](auto q) INLINE { inputs[q] = broadcast(from + p * stride + q * QUAD); });
+            }
+            unrolled(each_quad, [&](auto q) INLINE {
+                unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = dot(sums[p][v], inputs[q], w[q][v]); });
+            });
+        });
+    };
     for (int64_t row = 0; row < walk.rows; ++row, x += walk.row_step) {
         const uint8_t* start = x;
         for (int64_t run = 0; run < walk.runs; ++run, start += walk.run_step) {
-            const uint8_t* from = start;
-            for (int64_t quad = 0; quad < walk.quads; ++quad, from += QUAD, panel += PANEL_GROUP, next += PANEL_GROUP) {
-                Weights w[BLOCKS * BLOCK_VECTORS];
-                unrolled(std::make_integer_sequence<int, BLOCKS>{},
-                         [&](auto b) INLINE { __builtin_prefetch(next + b * second, 0, 2); });
-                unrolled(each_vector, [&](auto v) INLINE {
-                    const int8_t* codes = panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD;
-                    w[v] = weights(NARROW ? narrow(codes, narrowing) : load_codes(codes));
-                });
-                unrolled(each_pixel, [&](auto p) INLINE {
-                    const Bytes inputs = broadcast(from + p * stride);
-                    unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = dot(sums[p][v], inputs, w[v]); });
-                });
+            int64_t quad = 0;
+            if constexpr (VECTORS == 1) {  // a load for every product would be the limit: shuffles do a part
+                for (; quad + 2 <= walk.quads; quad += 2) take(start + quad * QUAD, number<2>);
             }
+            for (; quad < walk.quads; ++quad) take(start + quad * QUAD, number<1>);
         }
     }
 }

@@ -119,6 +119,14 @@ inline Bytes broadcast(const uint8_t* p) {
     return _mm512_set1_epi32(quad);
 }
 
+// Two neighbouring quads by one load.
+inline void broadcast_pair(const uint8_t* p, Bytes (&quads)[2]) {
+    int64_t pair;
+    std::memcpy(&pair, p, sizeof(pair));
+    quads[0] = _mm512_shuffle_epi32(_mm512_set1_epi64(pair), _MM_PERM_CCAA);
+    quads[1] = _mm512_shuffle_epi32(_mm512_set1_epi64(pair), _MM_PERM_DDBB);
+}
+
 inline __m128i row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 
 // 16 neighbouring bytes from each of four places: quad i gets byte i of each.
