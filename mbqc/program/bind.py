@@ -102,6 +102,10 @@ class Binder:
         binding = _Binding(self._program.listing, self._program.tensors, widths, self._line)
         return tuple(binding.step(operation) for operation in self._program.listing.operations)
 
+    def tensors(self) -> list[Tensor]:
+        """What is kept."""
+        return [tensor for line in self._lines.values() for tensor in (line.slope, line.offset, line.code_sum)]
+
     def _line(self, weight: Weight, bits: int) -> WeightLine:
         key = (weight.codes, bits)
         if key not in self._lines:
