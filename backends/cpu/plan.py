@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
@@ -34,7 +34,7 @@ class NativeRun:
         """Room for the times of a call."""
         return (ctypes.c_int64 * (len(self.steps) + 1))()
 
-    def seconds_each(self, ticks: Sequence[int]) -> list[float]:
+    def seconds_each(self, ticks: ctypes.Array[ctypes.c_int64]) -> list[float]:
         """Seconds of each operation, from `ticks` that hold nanoseconds at the start and after each step."""
         ends = [ticks[last] for last in accumulate(self.steps_each, initial=0)]
         return [1e-9 * (end - start) for start, end in pairwise(ends)]
