@@ -82,7 +82,7 @@ class CpuExecutable:
         layers = self._layers.values()
         return {
             "tensors as stored": size(self._program.tensors.values()),
-            "weights for kernels": size(t for data in layers for t in (data.weights, data.ones) if t is not None),
+            "weights for kernels": size(t for data in layers for t in vars(data).values() if isinstance(t, Tensor)),
             "tables and steps": sum(size(run.tables) + ctypes.sizeof(run.steps) for run in self._runs),
             "numbers by layer and width": size(self._binder.tensors()),
             "arena at batch 1": self._layout.arena_bytes(1, self._team.threads),

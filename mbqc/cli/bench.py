@@ -99,6 +99,9 @@ class Benchmark(Answer):
             Column("5 % ms", [f"{row.fifth_percentile_ms:.3f}" for row in self.rows]),
             Column(f"speed / {self.rows[0].bits}", [f"{row.speed:.2f}" for row in self.rows]),
         ]
+        if self.layers is not None:
+            totals = {profile.bits: f"{1e-3 * profile.total_us:.3f}" for profile in self.layers.widths}
+            columns.insert(3, Column("operations ms", [totals.get(row.bits or "", "-") for row in self.rows]))
         if any(row.sqnr is not None for row in self.rows):
             columns.append(Column("SQNR dB", [format_db(row.sqnr) for row in self.rows]))
         if any(row.agreement is not None for row in self.rows):

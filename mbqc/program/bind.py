@@ -104,7 +104,9 @@ class Binder:
 
     def tensors(self) -> list[Tensor]:
         """What is kept."""
-        return [tensor for line in self._lines.values() for tensor in (line.slope, line.offset, line.code_sum)]
+        lines = self._lines.values()
+        shifts = [tensor for line in lines if line.shift for tensor in (line.shift.whole, line.shift.rest)]
+        return [tensor for line in lines for tensor in (line.slope, line.offset, line.code_sum)] + shifts
 
     def _line(self, weight: Weight, bits: int) -> WeightLine:
         key = (weight.codes, bits)
