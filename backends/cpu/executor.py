@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from mbqc.backend import Ceilings
+from mbqc.backends.cpu.ceiling import measure
 from mbqc.backends.cpu.geometry import pack_layers
 from mbqc.backends.cpu.memory import ArenaPool, Layout, layout
 from mbqc.backends.cpu.native import Kernels, kernels
@@ -47,6 +51,7 @@ class CpuExecutable:
         self._pool = ArenaPool()
         self._team = kernels.team(threads)
         self._plan = lru_cache(maxsize=CACHED_PLANS)(self._make_plan)
+        self._runs: WeakSet[NativeRun] = WeakSet()  # of all plans that are kept
 
     def run(self, inputs: Sequence[Tensor], widths: Widths) -> list[Tensor]:
         """Outputs of the Program."""
@@ -57,17 +62,51 @@ class CpuExecutable:
         """Every value of the Program by name; u8 values as uint8."""
         return self._execute(inputs, widths, trace=True)
 
-    def kernels(self) -> tuple[str, ...]:
+    def profile(self, inputs: Sequence[Tensor], widths: Widths) -> tuple[float, ...]:
+        """Seconds that each operation took in one run."""
+        seconds: list[float] = []
+        self._execute(inputs, widths, trace=False, seconds=seconds)
+        return tuple(seconds)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held at this moment, by part; memory that two parts share counts with the first."""
+        counted: set[int] = set()
+
+        def size(tensors: Iterable[Tensor]) -> int:
+            """Bytes of those that were not counted before."""
+            new = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+            total = sum(count for address, count in new.items() if address not in counted)
+            counted.update(new)
+            return total
+
+        layers = self._layers.values()
+        return {
+            "tensors as stored": size(self._program.tensors.values()),
+            "weights for kernels": size(t for data in layers for t in vars(data).values() if isinstance(t, Tensor)),
+            "tables and steps": sum(size(run.tables) + ctypes.sizeof(run.steps) for run in self._runs),
+            "numbers by layer and width": size(self._binder.tensors()),
+            "arena at batch 1": self._layout.arena_bytes(1, self._team.threads),
+        }
+
+    def ceilings(self) -> Ceilings:
+        """Measures the limits of this machine."""
+        return measure(self._kernels, self._team.threads)
+
+    def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
         """The instruction set of each operation, `torch` for float fallbacks."""
         operations = self._program.listing.operations
         return tuple("torch" if isinstance(op, Aten) else self._kernels.isa for op in operations)
 
     def _make_plan(self, widths: Widths, trace: bool) -> tuple[Part, ...]:
         places = self._trace_layout if trace else self._layout
-        return plan(self._program, self._layers, places, self._binder.bind(widths))
+        parts = plan(self._program, self._layers, places, self._binder.bind(widths))
+        self._runs.update(part for part in parts if isinstance(part, NativeRun))
+        return parts
 
-    def _execute(self, inputs: Sequence[Tensor], widths: Widths, *, trace: bool) -> dict[str, Tensor]:
-        """The outputs by name, or all values."""
+    def _execute(
+        self, inputs: Sequence[Tensor], widths: Widths, *, trace: bool, seconds: list[float] | None = None
+    ) -> dict[str, Tensor]:
+        """The outputs by name, or all values; `seconds` gets the time of each operation."""
         listing, places = self._program.listing, self._trace_layout if trace else self._layout
         batch = inputs[0].shape[0] if inputs else 1
         arena_bytes = places.arena_bytes(batch, self._team.threads)
@@ -77,12 +116,18 @@ class CpuExecutable:
                 values.define(name, tensor)
             values.allocate()
             for part in self._plan(widths, trace):
+                start = time.perf_counter()
                 if isinstance(part, NativeRun):
-                    self._kernels.run(part.steps, batch, values.bases, places.own, team)
+                    ticks = None if seconds is None else part.ticks()
+                    self._kernels.run(part.steps, batch, values.bases, places.own, team, ticks)
+                    spent = [] if ticks is None else part.seconds_each(ticks)
                 else:
                     results = aten.call(part.call, values, self._program.tensors, batch)
                     for name, tensor in zip(part.outputs, results, strict=True):
                         values.define(name, tensor)
+                    spent = [time.perf_counter() - start]
+                if seconds is not None:
+                    seconds += spent
             return {name: values.detached(name) for name in (listing.values if trace else listing.outputs)}
 
 

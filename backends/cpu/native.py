@@ -20,6 +20,9 @@ ISAS = ("portable", "avx2", "avx512")
 
 ISA_VARIABLE = "MBQC_CPU_ISA"
 
+LIMITS = ("multiply", "read", "count_bits")
+"""What `Kernels.probe` does, see csrc/abi.h."""
+
 
 class Team:
     """Native threads that run calls together, the caller's thread being one of them. One call at a time has them."""
@@ -85,6 +88,18 @@ class Kernels:
         """
         self.library.mbqc_run(ISAS.index(self.isa), steps, len(steps), batch, bases, own_bytes, team, ticks)
 
+    def probe(self, limit: str, rounds: int, address: int = 0, size: int = 0) -> int:
+        """Does nothing but one of `LIMITS`, as fast as the machine can; the interpreter's lock is released meanwhile.
+
+        Args:
+            address, size: the buffer for `read`.
+
+        Returns:
+            how many operations, or bytes, that was; 0 where the machine has no instruction for it.
+        """
+        count: int = self.library.mbqc_probe(ISAS.index(self.isa), LIMITS.index(limit), rounds, address, size)
+        return count
+
 
 def kernels() -> Kernels:
     """The kernels for this machine, or for what the environment variable MBQC_CPU_ISA names.
@@ -145,6 +160,8 @@ def open_library(folder: Path) -> ctypes.CDLL:
         ctypes.POINTER(ctypes.c_int64),
     ]
     library.mbqc_run.restype = None
+    library.mbqc_probe.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p, ctypes.c_int64]
+    library.mbqc_probe.restype = ctypes.c_int64
     library.mbqc_new_team.argtypes = [ctypes.c_int64]
     library.mbqc_new_team.restype = ctypes.c_void_p
     library.mbqc_free_team.argtypes = [ctypes.c_void_p]

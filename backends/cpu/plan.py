@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 from torch import Tensor
 
@@ -17,16 +17,27 @@ from mbqc.program.bind import Step
 from mbqc.program.operations import Aten, Program
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NativeRun:
     """Neighbouring operations as one call of the library.
 
     Attributes:
+        steps_each: how many steps each operation has.
         tables: what the steps point to; they live as long as the steps.
     """
 
     steps: ctypes.Array[abi.Step]
+    steps_each: tuple[int, ...]
     tables: tuple[Tensor, ...]
+
+    def ticks(self) -> ctypes.Array[ctypes.c_int64]:
+        """Room for the times of a call."""
+        return (ctypes.c_int64 * (len(self.steps) + 1))()
+
+    def seconds_each(self, ticks: ctypes.Array[ctypes.c_int64]) -> list[float]:
+        """Seconds of each operation, from `ticks` that hold nanoseconds at the start and after each step."""
+        ends = [ticks[last] for last in accumulate(self.steps_each, initial=0)]
+        return [1e-9 * (end - start) for start, end in pairwise(ends)]
 
 
 Part = NativeRun | Aten
@@ -44,5 +55,6 @@ def plan(program: Program, layers: Mapping[str, LayerData], layout: Layout, boun
 
 
 def _native_run(builder: StepBuilder, bound: Iterable[Step]) -> NativeRun:
-    steps = [step for operation in bound for step in builder.steps(operation)]
-    return NativeRun((abi.Step * len(steps))(*steps), tuple(builder.tables))
+    groups = [builder.steps(operation) for operation in bound]
+    steps = [step for group in groups for step in group]
+    return NativeRun((abi.Step * len(steps))(*steps), tuple(map(len, groups)), tuple(builder.tables))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -47,17 +49,38 @@ class ReferenceExecutable:
 
     def trace(self, inputs: Sequence[Tensor], widths: Widths) -> dict[str, Tensor]:
         """Every value of the Program by name; u8 values as uint8."""
+        return self._execute(inputs, widths, [])
+
+    def profile(self, inputs: Sequence[Tensor], widths: Widths) -> tuple[float, ...]:
+        """Seconds that each operation took in one run."""
+        ends: list[float] = []
+        self._execute(inputs, widths, ends)
+        return tuple(end - start for start, end in pairwise(ends))
+
+    def memory(self) -> dict[str, int]:
+        """What the artifact stores; nothing else outlives a call but small tables."""
+        return {"tensors as stored": sum(tensor.nbytes for tensor in self._program.tensors.values())}
+
+    def ceilings(self) -> None:
+        """None: it runs by definition, not by speed."""
+        return
+
+    def _execute(self, inputs: Sequence[Tensor], widths: Widths, ends: list[float]) -> dict[str, Tensor]:
+        """Every value; `ends` gets the time before the first operation and after each."""
         values = dict(zip(self._program.listing.inputs, inputs, strict=True))
         batch = inputs[0].shape[0] if inputs else 1
-        for step in self._binder.bind(widths):
+        steps = self._binder.bind(widths)
+        ends.append(time.perf_counter())
+        for step in steps:
             if isinstance(step.operation, Aten):
                 results = aten.call(step.operation.call, values, self._program.tensors, batch)
                 values.update(zip(step.operation.outputs, results, strict=True))
             else:
                 values[step.operation.output] = self._run_step(step, values, batch)
+            ends.append(time.perf_counter())
         return values
 
-    def kernels(self) -> tuple[str, ...]:
+    def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
         """`torch` for float fallbacks, `int64` for all else."""
         return tuple("torch" if isinstance(op, Aten) else "int64" for op in self._program.listing.operations)
 

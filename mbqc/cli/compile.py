@@ -90,7 +90,7 @@ def compile_(
     made = compile_model(user.model(), pipeline, context, dump)
     compiled = make(made.program, made.manifest, backend)
     compiled.save(path)
-    kernels = compiled.executable.kernels()
+    kernels = compiled.executable.kernels(compiled.widths(), 1)
     return Compiled(
         artifact=str(path),
         pipeline=str(made.pipeline),

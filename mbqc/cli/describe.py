@@ -11,7 +11,7 @@ from mbqc.cli.output import Column, format_bytes, format_count, format_db, print
 
 if TYPE_CHECKING:
     from mbqc.artifact import Manifest
-    from mbqc.program.operations import Conv, Linear, Program
+    from mbqc.program.operations import AnyOperation, Program
 
 SHOWN_WIDTHS = (8, 6, 4, 3, 2, 1)
 SQNR_RANKS = {8: 0, 6: 5, 4: 0, 3: 4, 2: 0, 1: 2}
@@ -101,7 +101,7 @@ def describe_layers(program: Program, manifest: Manifest, kernels: Sequence[str]
             info = program.listing.layers[layer]
             rows[layer] = LayerRow(
                 layer=layer,
-                operation=_kind(operation),
+                operation=name_kind(operation),
                 output=format_dims(program.listing.values[operation.output].shape),
                 pinned=info.pinned,
                 kernel=kernels[index] if kernels else "",
@@ -113,12 +113,15 @@ def describe_layers(program: Program, manifest: Manifest, kernels: Sequence[str]
     return tuple(rows.values())
 
 
-def _kind(operation: Conv | Linear) -> str:
-    from mbqc.program.operations import Linear
+def name_kind(operation: AnyOperation) -> str:
+    """The kind of an operation in a word."""
+    from mbqc.program.operations import Aten, Conv
 
-    if isinstance(operation, Linear):
-        return "linear"
-    return "conv" if operation.groups == 1 else "grouped"
+    if isinstance(operation, Aten):
+        return f"aten.{operation.call.name}"
+    if isinstance(operation, Conv) and operation.groups > 1:
+        return "grouped"
+    return type(operation).__name__.lower()
 
 
 def show_layers(rows: Sequence[LayerRow]) -> None:

@@ -14,10 +14,11 @@ from mbqc.cli.options import (
     DataOption,
     JsonOption,
     ModelArgument,
+    ThreadsOption,
     parse_widths,
     set_data_folder,
 )
-from mbqc.cli.output import Answer, Column, format_db, print_table, warn
+from mbqc.cli.output import Answer, Column, format_db, print_table
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def evaluate(
     artifact: ArtifactArgument,
     model: ModelArgument,
     bits: Annotated[str, typer.Option(metavar="WIDTHS", help=WIDTHS_HELP)] = "all",
+    threads: ThreadsOption = 1,
     backend: BackendOption = "cpu",
     data: DataOption = None,
     json: JsonOption = False,
@@ -74,21 +76,18 @@ def evaluate(
     On eval_data() of the model file, at each width. The file's metric(output, target) gets all outputs and all targets
     at once. Without one, outputs [N, classes] are judged by top-1 accuracy.
     """
-    from mbqc.cli.quality import Judge, collect_outputs
+    from mbqc.cli.quality import Judge, collect_outputs, warn_of_another_model
     from mbqc.runtime import load
     from mbqc.userfile import load_user_model
 
     asked = parse_widths(bits)
-    compiled = load(artifact, backend)
+    compiled = load(artifact, backend, threads=threads)
     for widths in asked.values():
         compiled.widths(widths)  # refuses what does not fit before the long work
     set_data_folder(data)
     user = load_user_model(model)
     net = user.model().eval()
-    parameters = sum(p.numel() for p in net.parameters())
-    if parameters != compiled.manifest.parameters:
-        made_from = f"the artifact was made from one of {compiled.manifest.parameters}"
-        warn(f"{model} gives a model of {parameters} parameters, {made_from}")
+    warn_of_another_model(net, compiled, model)
     found = collect_outputs(net, compiled, asked, user)
     judge = Judge(user, found.exact, found.target)
     rows = [

@@ -21,6 +21,7 @@ BackendOption = Annotated[str, typer.Option(metavar="NAME", help="cpu or referen
 DataOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Sets the environment variable MBQC_DATA for the model file.")
 ]
+ThreadsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Threads of a call.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, errors included.")]
 """Read by `main`, which prints the answer; a command only declares it."""
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from mbqc.cli.output import warn
 from mbqc.cli.progress import show_progress
 from mbqc.errors import DataError
 from mbqc.ir.compare import sqnr
@@ -28,6 +29,14 @@ class Found:
     exact: Outputs
     by_width: dict[str, Outputs]
     target: Tensor | None
+
+
+def warn_of_another_model(net: nn.Module, compiled: Compiled, place: str) -> None:
+    """Warns where the model of the file at `place` cannot be the one that was compiled."""
+    parameters = sum(p.numel() for p in net.parameters())
+    if parameters != compiled.manifest.parameters:
+        made_from = f"the artifact was made from one of {compiled.manifest.parameters}"
+        warn(f"{place} gives a model of {parameters} parameters, {made_from}")
 
 
 def collect_outputs(net: nn.Module, compiled: Compiled, asked: Mapping[str, Bits], user: UserModel) -> Found:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbqc.cli.options import ArtifactArgument, BackendOption, JsonOption, parse_bits
+from mbqc.cli.options import ArtifactArgument, BackendOption, JsonOption, ThreadsOption, parse_bits
 from mbqc.cli.output import Answer, print_wrapped, require_writable, warn, write_output
 from mbqc.errors import InputError, UsageError, WidthsError
 
@@ -67,6 +67,7 @@ def run(
     budget: Annotated[
         str | None, typer.Option(metavar="mean=BITS", help="Choose the width of each layer by its sensitivity.")
     ] = None,
+    threads: ThreadsOption = 1,
     backend: BackendOption = "cpu",
     json: JsonOption = False,
 ) -> Ran:
@@ -81,7 +82,7 @@ def run(
         raise UsageError("--bits and --budget exclude each other")
     asked = parse_bits(bits) if bits is not None else 8
     mean = _parse_budget(budget) if budget is not None else None
-    compiled = load(artifact, backend)
+    compiled = load(artifact, backend, threads=threads)
     chosen = asked if mean is None else _within(compiled, mean)
     widths = dict(compiled.widths(chosen).layers)
     names = compiled.program.listing.outputs

@@ -102,6 +102,12 @@ class Binder:
         binding = _Binding(self._program.listing, self._program.tensors, widths, self._line)
         return tuple(binding.step(operation) for operation in self._program.listing.operations)
 
+    def tensors(self) -> list[Tensor]:
+        """What is kept."""
+        lines = self._lines.values()
+        shifts = [tensor for line in lines if line.shift for tensor in (line.shift.whole, line.shift.rest)]
+        return [tensor for line in lines for tensor in (line.slope, line.offset, line.code_sum)] + shifts
+
     def _line(self, weight: Weight, bits: int) -> WeightLine:
         key = (weight.codes, bits)
         if key not in self._lines:

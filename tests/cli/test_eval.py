@@ -74,6 +74,12 @@ def test_another_model_is_noticed(cli: Cli, compiled: str, tiny: Path) -> None:
     cli("eval", compiled, tiny, *EVAL, "--bits", "8").refused(1, "the model gives outputs of shape [(8, 4)]")
 
 
+def test_threads(cli: Cli, compiled: str, tiny: Path) -> None:
+    one, two = (cli("eval", compiled, tiny, "--bits", "8:2", "--threads", count, "--json") for count in (1, 2))
+    assert one.json == two.json
+    cli("eval", compiled, tiny, "--threads", 0).refused(2, "--threads")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -1,4 +1,4 @@
-"""`mbqc inspect`, `bench` and `passes`: what they print."""
+"""`mbqc inspect` and `passes`: what they print."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_inspect_json(cli: Cli, artifact: Path) -> None:
     assert [row["layer"] for row in found.json["layers"]] == list(LAYERS)
     assert found.json["layers"][1]["sqnr"] == {"8": None}
     assert found.json["program"] is None
-    assert found.json["operations"]["conv"] == 3
+    assert (found.json["operations"]["conv"], found.json["operations"]["grouped"]) == (2, 1)
 
 
 def test_inspect_program(cli: Cli, artifact: Path) -> None:
@@ -39,20 +39,18 @@ def test_inspect_program(cli: Cli, artifact: Path) -> None:
     assert cli("inspect", artifact, "--program", "--json").json["program"] == found.out
 
 
-def test_bench(cli: Cli, artifact: Path) -> None:
-    options = ("--bits", "8:4", "--repeat", 5, "--batch", 2, "--backend", "reference")
-    found = cli("bench", artifact, *options)
+def test_inspect_memory(cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cli("inspect", artifact, "--bits", "8:4")
+    assert "in the cpu backend after a call at 8, 4 bits: " in " ".join(found.out.split())
+    memory = cli("inspect", artifact, "--json").json["memory"]
+    assert memory["tensors as stored"] > 0
+    assert memory["arena at batch 1"] > 0
+    cli("inspect", artifact, "--bits", "9").refused(2, "width 9")
+    monkeypatch.setenv("MBQC_CPU_ISA", "sse9")
+    found = cli("inspect", artifact)
     assert found.code == 0
-    assert fits(found.out)
-    assert "reference backend (int64, torch), batch 2, 1 thread, 5 calls a width." in found.out
-    rows = cli("bench", artifact, *options, "--json").json["rows"]
-    assert [row["bits"] for row in rows] == ["8", "4"]
-    assert rows[0]["speed"] == 1.0
-    assert 0 < rows[1]["fifth_percentile_ms"] <= rows[1]["median_ms"]
-
-
-def test_bench_wrong_widths(cli: Cli, artifact: Path) -> None:
-    cli("bench", artifact, "--bits", "8:12").refused(2, "width 12 of all layers is not a whole number from 1 to 8")
+    assert "in memory   unknown: MBQC_CPU_ISA=sse9 is no instruction set" in found.out
+    assert cli("inspect", artifact, "--json").json["memory"] is None
 
 
 def test_passes(cli: Cli) -> None:

@@ -63,6 +63,12 @@ def test_json(cli: Cli, artifact: Path, arrays: list[object]) -> None:
     assert found["outputs"][0] == {"path": "a.npy", "dtype": "float32", "shape": [2, 5]}
 
 
+def test_threads(cli: Cli, artifact: Path, arrays: list[object], tmp_path: Path) -> None:
+    assert cli("run", artifact, *arrays, *OUTPUTS, "--backend", "cpu", "--threads", 2).code == 0
+    assert torch.equal(saved(tmp_path), sample_compiled()(*sample_inputs())[0])
+    cli("run", artifact, *arrays, *OUTPUTS, "--threads", 5000).refused(2, "no running on 5000 threads")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

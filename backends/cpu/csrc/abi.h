@@ -226,15 +226,28 @@ struct Call {
 // Runs steps as one thread of a call; `ticks`, if any, gets the time in nanoseconds at the start and after each step.
 using Runner = void (*)(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
 
+// What `probe` can do as fast as possible, for measuring limits: dot products (the result is how many operations), reads
+// of a buffer (bytes), counting the bits that two vectors have in common (operations; 0 without an instruction for it).
+enum class Limit : int64_t { multiply, read, count_bits };
+
 namespace portable {
 void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
+int64_t probe(Limit limit, int64_t rounds, const uint8_t* buffer, int64_t bytes);
 }
 #if MBQC_X86
 namespace avx2 {
 void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
+int64_t probe(Limit limit, int64_t rounds, const uint8_t* buffer, int64_t bytes);
 }
 namespace avx512 {
 void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks);
+int64_t probe(Limit limit, int64_t rounds, const uint8_t* buffer, int64_t bytes);
+}
+#endif
+
+#if MBQC_X86
+namespace popcount {
+int64_t count_bits(int64_t rounds);
 }
 #endif
 

@@ -129,6 +129,10 @@ inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t*
 }
 inline Bytes load_bytes(const uint8_t* quads) { return pairs(load_vector(quads)); }
 
+// For the compiler, a change of a value, and a use.
+inline void renew(Bytes& x) { asm volatile("" : "+x"(x.even), "+x"(x.odd)); }
+inline void keep(const Int& v) { asm volatile("" : : "x"(v)); }
+
 // The first three bytes of each of 16 quads.
 inline void store_triples(uint8_t* p, const uint8_t* quads) {
     for (int i = 0; i < 16; ++i) std::memcpy(p + 3 * i, quads + 4 * i, 3);

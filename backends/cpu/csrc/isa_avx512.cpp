@@ -150,6 +150,10 @@ inline void store_triples(uint8_t* p, const uint8_t* quads) {
 }
 inline Bytes load_bytes(const uint8_t* quads) { return _mm512_loadu_si512(quads); }
 
+// For the compiler, a change of a value, and a use.
+inline void renew(Bytes& x) { asm volatile("" : "+v"(x)); }
+inline void keep(const Int& v) { asm volatile("" : : "v"(v)); }
+
 inline int32_t sum_codes(const uint8_t* p, int64_t count) {
     if (count <= 16) {
         const __m128i sums = _mm_sad_epu8(_mm_maskz_loadu_epi8(first(count), p), _mm_setzero_si128());

@@ -111,6 +111,18 @@ inline Bytes broadcast(const uint8_t* p) {
     for (int i = 0; i < LANES; ++i) std::memcpy(quads + 4 * i, p, 4);
     return load_bytes(quads);
 }
+
+// For the compiler, a change of a value, and a use.
+#if defined(__x86_64__)
+#define VECTOR_REGISTER "x"
+#elif defined(__aarch64__)
+#define VECTOR_REGISTER "w"
+#else
+#define VECTOR_REGISTER "m"
+#endif
+inline void renew(Bytes& x) { asm volatile("" : "+" VECTOR_REGISTER(x.even), "+" VECTOR_REGISTER(x.odd)); }
+inline void keep(const Int& v) { asm volatile("" : : VECTOR_REGISTER(v)); }
+
 // A product of an unsigned and a signed byte fits 16 bits; a sum of two does not.
 inline Int dot(Int sum, Bytes x, Weights w) {
     const Int even = reinterpret_cast<Int>(x.even * w.even), odd = reinterpret_cast<Int>(x.odd * w.odd);

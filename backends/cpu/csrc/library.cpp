@@ -50,6 +50,19 @@ MBQC_EXPORT mbqc::Team* mbqc_new_team(int64_t threads) {
 
 MBQC_EXPORT void mbqc_free_team(mbqc::Team* team) { delete team; }
 
+// How many operations or bytes `rounds` of doing nothing but `limit` were; the caller takes the time.
+MBQC_EXPORT int64_t mbqc_probe(int64_t isa, int64_t limit, int64_t rounds, const uint8_t* buffer, int64_t bytes) {
+    const auto which = static_cast<mbqc::Limit>(limit);
+#if MBQC_X86
+    if (which == mbqc::Limit::count_bits) {
+        return isa == 2 && __builtin_cpu_supports("avx512vpopcntdq") ? mbqc::popcount::count_bits(rounds) : 0;
+    }
+    if (isa == 1) return mbqc::avx2::probe(which, rounds, buffer, bytes);
+    if (isa == 2) return mbqc::avx512::probe(which, rounds, buffer, bytes);
+#endif
+    return which == mbqc::Limit::count_bits ? 0 : mbqc::portable::probe(which, rounds, buffer, bytes);
+}
+
 // Runs steps, with a team or by the caller's thread alone. `ticks`: null, or room for count + 1 times.
 MBQC_EXPORT void mbqc_run(int64_t isa, const mbqc::Step* steps, int64_t count, int64_t batch, uint8_t* const* bases,
                           int64_t own_bytes, mbqc::Team* team, int64_t* ticks) {

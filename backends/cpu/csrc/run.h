@@ -2,6 +2,7 @@
 // vector functions.
 #pragma once
 
+#include "ceiling.h"
 #include "conv.h"
 #include "depthwise.h"
 #include "elementwise.h"
