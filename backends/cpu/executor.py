@@ -14,6 +14,7 @@ from mbqc.backends.cpu.geometry import pack_layers
 from mbqc.backends.cpu.memory import ArenaPool, Layout, layout
 from mbqc.backends.cpu.native import Kernels, kernels
 from mbqc.backends.cpu.plan import NativeRun, Part, plan
+from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder
@@ -41,6 +42,7 @@ class CpuExecutable:
         self._kernels = kernels
         self._binder = Binder(program)
         self._layers = pack_layers(program)
+        self._bit_weights = BitWeights(program, kernels.popcount)
         geometries = [layer.geometry for layer in self._layers.values()]
         self._layout = layout(program.listing, geometries, reuse=True)
         self._trace_layout = layout(program.listing, geometries, reuse=False)
@@ -64,7 +66,7 @@ class CpuExecutable:
 
     def _make_plan(self, widths: Widths, trace: bool) -> tuple[Part, ...]:
         places = self._trace_layout if trace else self._layout
-        return plan(self._program, self._layers, places, self._binder.bind(widths))
+        return plan(self._program, self._layers, self._bit_weights, places, self._binder.bind(widths))
 
     def _execute(self, inputs: Sequence[Tensor], widths: Widths, *, trace: bool) -> dict[str, Tensor]:
         """The outputs by name, or all values."""
