@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int64, c_void_p
 
-VERSION = 2
+VERSION = 3
 BLOCK = 16
 """Outputs of one weight panel, and the longest vector of the kernels."""
 
 QUAD = 4
 """Inputs that one dot product instruction takes."""
+
+WORD = 32
+"""Inputs of one bit that a lane takes."""
 
 PANEL_BLOCKS = 2
 """Blocks of outputs that a dense kernel takes at once, at most."""
@@ -96,6 +99,7 @@ class Conv(ctypes.Structure):
         ("pixel_sums", Place),
         ("windows", Place),
         ("columns", Place),
+        ("planes", Place),
         ("epilogue", Epilogue),
         ("weights", StoredWeights),
         ("run_taps", c_int64),
@@ -112,6 +116,7 @@ class Conv(ctypes.Structure):
         ("dilation", c_int64 * 2),
         ("padding", c_int64 * 4),
         ("border_code", c_int64),
+        ("input_bits", c_int64),
     ]
 
 
@@ -211,8 +216,8 @@ class Step(ctypes.Structure):
 
 Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute
 
-KINDS = ("quantize", "map", "conv", "depthwise", "average_pool", "max_pool", "lookup", "copy", "permute")
-_FIELDS = {kind: kind for kind in KINDS} | {"average_pool": "pool", "max_pool": "pool"}
+KINDS = ("quantize", "map", "conv", "popcount", "depthwise", "average_pool", "max_pool", "lookup", "copy", "permute")
+_FIELDS = {kind: kind for kind in KINDS} | {"popcount": "conv", "average_pool": "pool", "max_pool": "pool"}
 
 
 def step(kind: str, arguments: Arguments) -> Step:

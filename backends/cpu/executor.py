@@ -18,6 +18,7 @@ from mbqc.backends.cpu.geometry import pack_layers
 from mbqc.backends.cpu.memory import ArenaPool, Layout, layout
 from mbqc.backends.cpu.native import Kernels, kernels
 from mbqc.backends.cpu.plan import NativeRun, Part, plan
+from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder
@@ -45,6 +46,7 @@ class CpuExecutable:
         self._kernels = kernels
         self._binder = Binder(program)
         self._layers = pack_layers(program)
+        self._bit_weights = BitWeights(program, kernels.popcount)
         geometries = [layer.geometry for layer in self._layers.values()]
         self._layout = layout(program.listing, geometries, reuse=True)
         self._trace_layout = layout(program.listing, geometries, reuse=False)
@@ -83,6 +85,7 @@ class CpuExecutable:
         return {
             "tensors as stored": size(self._program.tensors.values()),
             "weights for kernels": size(t for data in layers for t in vars(data).values() if isinstance(t, Tensor)),
+            "weights as bit-planes": size(self._bit_weights.tensors()),
             "tables and steps": sum(size(run.tables) + ctypes.sizeof(run.steps) for run in self._runs),
             "numbers by layer and width": size(self._binder.tensors()),
             "arena at batch 1": self._layout.arena_bytes(1, self._team.threads),
@@ -93,13 +96,15 @@ class CpuExecutable:
         return measure(self._kernels, self._team.threads)
 
     def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
-        """The instruction set of each operation, `torch` for float fallbacks."""
-        operations = self._program.listing.operations
-        return tuple("torch" if isinstance(op, Aten) else self._kernels.isa for op in operations)
+        """The instruction set of each operation, and what else it does than 8-bit products; `torch` for fallbacks."""
+        names: list[str] = []
+        for part in self._plan(widths, False):
+            names += part.kernels(self._kernels.isa) if isinstance(part, NativeRun) else ["torch"]
+        return tuple(names)
 
     def _make_plan(self, widths: Widths, trace: bool) -> tuple[Part, ...]:
         places = self._trace_layout if trace else self._layout
-        parts = plan(self._program, self._layers, places, self._binder.bind(widths))
+        parts = plan(self._program, self._layers, self._bit_weights, places, self._binder.bind(widths))
         self._runs.update(part for part in parts if isinstance(part, NativeRun))
         return parts
 

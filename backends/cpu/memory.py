@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mbqc.backends.cpu.abi import BLOCK, PANEL_BLOCKS, QUAD, Place
 from mbqc.backends.cpu.geometry import ConvGeometry, bands, extent
+from mbqc.backends.cpu.popcount import MOST_PLANES, countable
 from mbqc.ir.types import at_batch
 from mbqc.program.arena import ALIGNMENT, ITEM_BYTES, Arena, plan, sample_bytes
 from mbqc.program.operations import TORCH_DTYPES, Aten, Listing, outputs_of
@@ -31,6 +32,7 @@ class Scratch:
     pixel_sums: Place
     windows: Place
     columns: Place
+    planes: Place
     panel: Place
 
 
@@ -109,7 +111,8 @@ def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, 
 
     pixel_sums = start + largest(pixels(g) * g.channels for g in dense if any(g.padding))
     windows = pixel_sums + largest(4 * pixels(g) * g.groups for g in dense)
-    sample = windows + largest(map(windows_of, dense))
+    planes = windows + largest(map(windows_of, dense))
+    sample = planes + largest(MOST_PLANES * pixels(g) * g.channels // 8 + SLACK for g in dense if countable(g))
     dense_columns = (4 * g.padded[1] * g.groups + SLACK for g in dense if g.kernel != (1, 1) or g.stride != (1, 1))
     depthwise_columns = (bands(g.kernel[0]) * g.padded[1] * BLOCK * QUAD for g in depthwise)
     border_rows = (g.width * g.channels + SLACK for g in depthwise)
@@ -120,6 +123,7 @@ def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, 
         pixel_sums=Place(0, pixel_sums, 0),
         windows=Place(0, windows, 0),
         columns=Place(0, sample, 0),
+        planes=Place(0, planes, 0),
         panel=Place(0, sample, columns),
     )
     return scratch, sample, columns + panel

@@ -66,6 +66,11 @@ class Kernels:
     isa: str
     library: ctypes.CDLL
 
+    @property
+    def popcount(self) -> bool:
+        """Whether counting ones is fast on this machine."""
+        return bool(self.library.mbqc_counts_fast(ISAS.index(self.isa)))
+
     def team(self, threads: int) -> Team:
         """A team for calls of one Program."""
         return Team(self.library, threads)
@@ -149,6 +154,8 @@ def open_library(folder: Path) -> ctypes.CDLL:
         raise BackendError("the cpu kernels were built from another version", where=str(path), hint="reinstall mbqc")
     library.mbqc_supports.argtypes = [ctypes.c_int64]
     library.mbqc_supports.restype = ctypes.c_int64
+    library.mbqc_counts_fast.argtypes = [ctypes.c_int64]
+    library.mbqc_counts_fast.restype = ctypes.c_int64
     library.mbqc_run.argtypes = [
         ctypes.c_int64,
         ctypes.POINTER(abi.Step),

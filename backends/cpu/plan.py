@@ -12,6 +12,7 @@ from torch import Tensor
 from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.geometry import LayerData
 from mbqc.backends.cpu.memory import Layout
+from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.backends.cpu.steps import StepBuilder
 from mbqc.program.bind import Step
 from mbqc.program.operations import Aten, Program
@@ -39,18 +40,29 @@ class NativeRun:
         ends = [ticks[last] for last in accumulate(self.steps_each, initial=0)]
         return [1e-9 * (end - start) for start, end in pairwise(ends)]
 
+    def kernels(self, isa: str) -> list[str]:
+        """What runs each operation on an instruction set."""
+        firsts = list(accumulate(self.steps_each, initial=0))[:-1]
+        return [f"{isa} popcount" if abi.KINDS[self.steps[i].kind] == "popcount" else isa for i in firsts]
+
 
 Part = NativeRun | Aten
 
 
-def plan(program: Program, layers: Mapping[str, LayerData], layout: Layout, bound: Iterable[Step]) -> tuple[Part, ...]:
+def plan(
+    program: Program,
+    layers: Mapping[str, LayerData],
+    bit_weights: BitWeights,
+    layout: Layout,
+    bound: Iterable[Step],
+) -> tuple[Part, ...]:
     """The parts of a bound Program, in order."""
     parts: list[Part] = []
     for by_torch, steps in groupby(bound, key=lambda step: isinstance(step.operation, Aten)):
         if by_torch:
             parts += [step.operation for step in steps if isinstance(step.operation, Aten)]
         else:
-            parts.append(_native_run(StepBuilder(program, layers, layout), steps))
+            parts.append(_native_run(StepBuilder(program, layers, bit_weights, layout), steps))
     return tuple(parts)
 
 

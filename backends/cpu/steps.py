@@ -14,6 +14,7 @@ from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.epilogues import in_range, readable, scaled
 from mbqc.backends.cpu.geometry import FIRST_POSITION, LayerData, extent
 from mbqc.backends.cpu.memory import Layout
+from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.errors import BackendError
 from mbqc.program.arena import ITEM_BYTES
 from mbqc.program.bind import BoundEpilogue, Step
@@ -39,6 +40,7 @@ class StepBuilder:
 
     program: Program
     layers: Mapping[str, LayerData]
+    bit_weights: BitWeights
     layout: Layout
     tables: list[Tensor] = field(default_factory=list)
 
@@ -48,9 +50,13 @@ class StepBuilder:
             case Quantize():
                 return [abi.step("quantize", self._quantize(step.operation, step.epilogues[0]))]
             case Conv() | Linear():
-                if self.layers[step.operation.output].geometry.depthwise:
+                geometry = self.layers[step.operation.output].geometry
+                if geometry.depthwise:
                     return [abi.step("depthwise", self._depthwise(step.operation, step))]
-                return [abi.step("conv", self._conv(step.operation, step))]
+                if self.bit_weights.serve(step, geometry):
+                    layer = self._counted_layer(step.operation, step)
+                    return [abi.step("popcount", self._conv(step.operation, step, *layer))]
+                return [abi.step("conv", self._conv(step.operation, step, *self._layer(step.operation, step)))]
             case Affine():
                 return [abi.step("map", self._affine(step.operation, step.epilogues[0]))]
             case AveragePool():
@@ -102,9 +108,20 @@ class StepBuilder:
             weights.whole = self._pointer(data.per_code(shift.whole))
             weights.rest = self._pointer(data.per_code(shift.rest + FIRST_POSITION))
             weights.positions = self._pointer(data.positions)
+        return weights, self._layer_epilogue(operation, bound, bound)
+
+    def _counted_layer(self, operation: Conv | Linear, step: Step) -> tuple[abi.StoredWeights, abi.Epilogue]:
+        """Weights as bit-planes, and epilogue: totals are those of the width itself."""
+        planes = self.bit_weights.of(operation, step.bits, self.layers[operation.output].geometry)
+        weights = abi.StoredWeights(codes=self._pointer(planes), bits=step.bits, panel=self.layout.scratch.panel)
+        as_stored, _ = scaled(step.epilogues[0], step.bits)
+        return weights, self._layer_epilogue(operation, step.epilogues[0], as_stored)
+
+    def _layer_epilogue(self, operation: Conv | Linear, bound: BoundEpilogue, as_stored: BoundEpilogue) -> abi.Epilogue:
+        """The epilogue of a layer; `as_stored` is what it would be for codes of 8 bits."""
         epilogue = self._epilogue(bound, operation.output, operation.epilogue.residual)
-        epilogue.in_range = in_range(bound, self.program.tensors[operation.weight.codes][0].numel())
-        return weights, epilogue
+        epilogue.in_range = in_range(as_stored, self.program.tensors[operation.weight.codes][0].numel())
+        return epilogue
 
     def _epilogue(self, bound: BoundEpilogue, output: str, residual: str | None = None) -> abi.Epilogue:
         def pointer(table: Tensor | None) -> int | None:
@@ -139,9 +156,10 @@ class StepBuilder:
             bound.high,
         )
 
-    def _conv(self, operation: Conv | Linear, step: Step) -> abi.Conv:
+    def _conv(
+        self, operation: Conv | Linear, step: Step, weights: abi.StoredWeights, epilogue: abi.Epilogue
+    ) -> abi.Conv:
         g, scratch = self.layers[operation.output].geometry, self.layout.scratch
-        weights, epilogue = self._layer(operation, step)
         return abi.Conv(
             input=self._place(operation.input),
             output=self._place(operation.output),
@@ -149,6 +167,7 @@ class StepBuilder:
             pixel_sums=scratch.pixel_sums,
             windows=scratch.windows,
             columns=scratch.columns,
+            planes=scratch.planes,
             epilogue=epilogue,
             weights=weights,
             run_taps=g.run_taps,
@@ -165,6 +184,7 @@ class StepBuilder:
             dilation=g.dilation,
             padding=g.padding,
             border_code=step.zero_point,
+            input_bits=step.input_bits,
         )
 
     def _depthwise(self, operation: Conv | Linear, step: Step) -> abi.Depthwise:

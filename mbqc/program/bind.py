@@ -63,6 +63,7 @@ class Step:
 
     Attributes:
         bits: width of the weight codes; 8 where there is no weight.
+        input_bits: width of a layer's input codes; 8 for other operations.
         weights: what those codes stand for; None where there is no weight.
         zero_point: the input's zero-point, the code that fills padding.
         epilogues: one; for a `Concat` one per input; none for operations that only move codes.
@@ -71,6 +72,7 @@ class Step:
 
     operation: AnyOperation
     bits: int
+    input_bits: int
     weights: WeightLine | None
     zero_point: int
     epilogues: tuple[BoundEpilogue, ...]
@@ -134,7 +136,9 @@ class _Binding:
     line: Callable[[Weight, int], WeightLine]
 
     def step(self, operation: AnyOperation) -> Step:
-        bits, weights, zero_point, table = numerics.STORED_BITS, None, 0, None
+        bits, input_bits, zero_point = numerics.STORED_BITS, numerics.STORED_BITS, 0
+        weights: WeightLine | None = None
+        table: Tensor | None = None
         epilogues: tuple[BoundEpilogue, ...] = ()
         if isinstance(operation, Quantize):
             epilogues = (self._quantize(operation),)
@@ -143,6 +147,7 @@ class _Binding:
             if isinstance(operation, Conv | Linear):
                 bits = self.widths.by_layer[operation.weight.layer]
                 weights = self.line(operation.weight, bits)
+                input_bits = width_of(self._listed_grid(operation.input), self.widths)
             epilogues = (self._epilogue(operation, bits),)
         elif isinstance(operation, Concat):
             epilogues = tuple(
@@ -151,15 +156,18 @@ class _Binding:
             )
         elif isinstance(operation, Lookup):
             table = self._table(operation)
-        return Step(operation, bits, weights, zero_point, epilogues, table)
+        return Step(operation, bits, input_bits, weights, zero_point, epilogues, table)
 
     def _value(self, name: str) -> Value:
         return self.listing.values[name]
 
-    def _grid(self, name: str) -> CodeGrid:
+    def _listed_grid(self, name: str) -> Grid:
         grid = self._value(name).grid
         assert grid is not None, f"value {name} has no grid"
-        return code_grid(self.listing.grids[grid], self.widths)
+        return self.listing.grids[grid]
+
+    def _grid(self, name: str) -> CodeGrid:
+        return code_grid(self._listed_grid(name), self.widths)
 
     def _quantize(self, operation: Quantize) -> BoundEpilogue:
         grid = self._grid(operation.output)

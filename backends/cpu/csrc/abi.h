@@ -15,9 +15,10 @@
 
 namespace mbqc {
 
-constexpr int64_t VERSION = 2;
+constexpr int64_t VERSION = 3;
 constexpr int64_t BLOCK = 16;        // outputs of one weight panel
 constexpr int64_t QUAD = 4;          // inputs that one dot product instruction takes
+constexpr int64_t WORD = 32;         // inputs of one bit that a lane takes
 constexpr int64_t PANEL_BLOCKS = 2;  // blocks of outputs that a dense kernel takes at once, at most
 constexpr int64_t MAX_RANK = 8;
 
@@ -89,8 +90,10 @@ struct Conv {
     Place pixel_sums;  // with a window multiplier: int32 [images, padded height, padded width, groups]
     Place windows;     // with a window multiplier: float32 [images, output height, output width, groups]
     Place columns;     // own scratch, with a window multiplier: int32 [padded width, groups]
+    Place planes;      // to count bits: bits [input_bits, images, padded height, padded width, channels]
     Epilogue epilogue;
     StoredWeights weights;  // [groups][blocks][runs][quads][BLOCK][QUAD]; panel: PANEL_BLOCKS blocks
+                            // to count bits: of this width, bits [panels][bits][runs][words][PANEL_BLOCKS][BLOCK][WORD]
     int64_t run_taps;       // kernel positions of a row whose inputs are contiguous and read as one run: one or all
     Extent images;
     int64_t height;
@@ -105,6 +108,7 @@ struct Conv {
     int64_t dilation[2];
     int64_t padding[4];  // top, bottom, left, right
     int64_t border_code;
+    int64_t input_bits;  // width of the input's codes
 };
 
 // Convolution of each channel with a kernel of its own.
@@ -169,7 +173,7 @@ struct Permute {
     int64_t order[MAX_RANK];
 };
 
-enum class Kind : int64_t { quantize, map, conv, depthwise, average_pool, max_pool, lookup, copy, permute };
+enum class Kind : int64_t { quantize, map, conv, popcount, depthwise, average_pool, max_pool, lookup, copy, permute };
 
 struct Step {
     Kind kind;

@@ -40,7 +40,8 @@ inline Walk walk_of(const Conv& c, const Shape& s) {
     w.runs = c.kernel[1] / c.run_taps;
     w.run_step = c.dilation[1] * c.channels;
     w.quads = (c.run_taps * (c.channels / c.groups) + QUAD - 1) / QUAD;
-    w.pixel_stride = c.stride[1] * c.channels;
+    w.pixel_bytes = c.channels;
+    w.pixel_stride = c.stride[1] * w.pixel_bytes;
     w.panel_bytes = w.rows * w.runs * w.quads * PANEL_GROUP;
     return w;
 }
@@ -79,19 +80,27 @@ struct Dense {
     void run(const int8_t* panel, int64_t channel, int64_t lanes, Range tiles) const {
         constexpr auto sizes = std::make_index_sequence<MAX_PIXELS>{};
         const Narrowing narrowing(c.weights);
+        each(channel, lanes, tiles, [&](int64_t pixels, const uint8_t* inputs, const Finish& f) {
+            multiplier<BLOCKS, NARROW>(pixels, sizes)(walk, inputs, panel, narrowing, f);
+        });
+    }
+
+    // Calls `multiply` for each of the tiles.
+    template <class Multiply>
+    void each(int64_t channel, int64_t lanes, Range tiles, Multiply multiply) const {
         const Epilogue& e = c.epilogue;
         while (tiles.first < tiles.last) {
             const int64_t row = tiles.first / tiling.count, tile = tiles.first % tiling.count;
             const int64_t end = least(tiling.count, tile + tiles.last - tiles.first), column = tiling.start(tile);
             const int64_t output = row * s.out_width + column, element = output * c.out_channels + channel;
-            const uint8_t* inputs = x + s.pixel(c, row / c.out_height, row % c.out_height, column) * c.channels;
+            const uint8_t* inputs = x + s.pixel(c, row / c.out_height, row % c.out_height, column) * walk.pixel_bytes;
             Finish f{e, e.multiplier + channel, e.addend + channel, windows ? e.window_multiplier + channel : nullptr,
                      lanes, c.out_channels, c.groups, c.weights.shift, windows ? windows + output * c.groups : nullptr,
                      e.has_residual ? call.at(e.residual) + element : nullptr,
                      call.at(c.output) + element * (e.to_float ? 4 : 1)};
             const auto run_tiles = [&](int64_t pixels, int64_t count) {
                 for (; count > 0; --count) {
-                    multiplier<BLOCKS, NARROW>(pixels, sizes)(walk, inputs, panel, narrowing, f);
+                    multiply(pixels, inputs, f);
                     inputs += pixels * walk.pixel_stride;
                     f.advance(pixels);
                 }
@@ -106,8 +115,11 @@ struct Dense {
 inline void conv(const Conv& c, const Call& call) {
     const Shape s(c, call);
     const uint8_t* x = bordered_input(c, s, call);
-    const float* windows = c.epilogue.window_multiplier ? window_sums(c, s, x, call) : nullptr;
     const int64_t depth = c.channels / c.groups, outputs = c.out_channels / c.groups;
+    const auto sum_pixels = [&](int64_t first, int64_t count, int32_t* sums) {
+        sum_rows(x + first * depth, count, depth, sums);
+    };
+    const float* windows = c.epilogue.window_multiplier ? window_sums(c, s, call, sum_pixels) : nullptr;
     Walk walk = walk_of(c, s);
     const Tiling tiling(s.out_width);
     const bool few = c.weights.bits < 8 && !c.weights.whole && s.images * c.out_height * s.out_width < FEW_PIXELS;

@@ -12,6 +12,7 @@ struct Walk {
     int64_t runs;
     int64_t run_step;
     int64_t quads;         // of a run
+    int64_t pixel_bytes;
     int64_t pixel_stride;  // between the inputs of neighbouring outputs
     int64_t panel_bytes;
     const int8_t* next;  // the stored codes that are needed next: they come to the second cache meanwhile

@@ -115,6 +115,35 @@ inline Bytes broadcast(const uint8_t* p) {
     return pairs(_mm256_set1_epi32(quad));
 }
 
+inline Int subtract_words(Int a, Int b) { return _mm256_sub_epi32(a, b); }
+inline Int load_words(const int8_t* p) { return load_vector(p); }
+inline Int broadcast_word(const uint8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    return _mm256_set1_epi32(word);
+}
+// How many ones `a` and `b` have in common in each lane: a table of the counts of half a byte.
+inline Int count_common(Int a, Int b) {
+    const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const __m256i common = _mm256_and_si256(a, b), half = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_shuffle_epi8(counts, _mm256_and_si256(common, half));
+    const __m256i high = _mm256_shuffle_epi8(counts, _mm256_and_si256(_mm256_srli_epi16(common, 4), half));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_add_epi8(low, high), _mm256_set1_epi8(1));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+// 8 * `bytes` codes to bit-planes `plane_bytes` apart.
+inline void pack_bits(const uint8_t* x, int64_t bytes, int64_t planes, int64_t plane_bytes, uint8_t* y) {
+    for (int64_t i = 0; i < bytes; i += 4) {  // codes past the end are there to be read
+        const __m256i codes = load_vector(x + 8 * i);
+        for (int64_t plane = 0; plane < planes; ++plane) {
+            const int bits = _mm256_movemask_epi8(_mm256_sll_epi16(codes, _mm_cvtsi64_si128(7 - plane)));
+            std::memcpy(y + plane * plane_bytes + i, &bits, static_cast<size_t>(bytes - i < 4 ? bytes - i : 4));
+        }
+    }
+}
+
 inline __m128i row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 inline void store_row(uint8_t* p, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v); }
 
@@ -152,6 +181,8 @@ inline int32_t sum_codes(const uint8_t* p, int64_t count) {
 inline void sum_rows(const uint8_t* x, int64_t count, int64_t depth, int32_t* sums) {
     for (int64_t i = 0; i < count; ++i) sums[i] = sum_codes(x + i * depth, depth);
 }
+
+inline int64_t sum_bit_rows(const uint8_t*, int64_t, int64_t, int64_t, int64_t, int32_t*) { return 0; }  // none
 
 inline bool depthwise_3x3(const Depthwise&, const Call&) { return false; }  // no kernel of its own
 

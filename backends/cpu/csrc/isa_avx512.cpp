@@ -6,7 +6,7 @@
 #include <cstring>
 #include <immintrin.h>
 
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vpopcntdq")
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12 means its own intrinsics (bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"        // likewise
 #pragma GCC optimize("no-tree-pre")  // it lengthens the lives of sums in registers, which then spill in the inner loop
@@ -127,6 +127,32 @@ inline void broadcast_pair(const uint8_t* p, Bytes (&quads)[2]) {
     quads[1] = _mm512_shuffle_epi32(_mm512_set1_epi64(pair), _MM_PERM_DDBB);
 }
 
+inline Int subtract_words(Int a, Int b) { return _mm512_sub_epi32(a, b); }
+inline Int load_words(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline Int broadcast_word(const uint8_t* p) { return broadcast(p); }
+// How many ones `a` and `b` have in common in each lane.
+inline Int count_common(Int a, Int b) { return _mm512_popcnt_epi32(_mm512_and_si512(a, b)); }
+
+// 8 * `bytes` codes to bit-planes `plane_bytes` apart.
+inline void pack_bits(const uint8_t* x, int64_t bytes, int64_t planes, int64_t plane_bytes, uint8_t* y) {
+    const auto bit = [](__m512i codes, int64_t plane) INLINE {
+        return _mm512_test_epi8_mask(codes, _mm512_set1_epi8(static_cast<char>(1 << plane)));
+    };
+    int64_t i = 0;
+    for (; i + 8 <= bytes; i += 8) {
+        const __m512i codes = _mm512_loadu_si512(x + 8 * i);
+        for (int64_t plane = 0; plane < planes; ++plane) {
+            _store_mask64(reinterpret_cast<__mmask64*>(y + plane * plane_bytes + i), bit(codes, plane));
+        }
+    }
+    if (i == bytes) return;
+    const __m512i codes = _mm512_maskz_loadu_epi8(~0ull >> (64 - 8 * (bytes - i)), x + 8 * i);
+    for (int64_t plane = 0; plane < planes; ++plane) {
+        const uint64_t bits = bit(codes, plane);
+        std::memcpy(y + plane * plane_bytes + i, &bits, static_cast<size_t>(bytes - i));
+    }
+}
+
 inline __m128i row(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 
 // 16 neighbouring bytes from each of four places: quad i gets byte i of each.
@@ -174,30 +200,28 @@ inline __m512i add_pairs(__m512i a, __m512i b) {
 inline __m512i add_lanes(__m512i a, __m512i b) {
     return _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
 }
-// The codes at `p`, eight at a time.
-inline __m512i eights(const uint8_t* p, __mmask64 mask = ~0ull) {
-    return _mm512_sad_epu8(_mm512_maskz_loadu_epi8(mask, p), _mm512_setzero_si512());
-}
-
-// Sums of eight rows of codes that follow each other.
-inline __m256i sum_8_rows(const uint8_t* x, int64_t depth) {
+// Sums of eight rows of `depth` bytes that follow each other; `eights` sums the bytes at a place eight at a time.
+template <class Eights>
+INLINE inline __m256i sum_8_rows(const uint8_t* x, int64_t depth, Eights eights) {
+    constexpr __mmask64 ALL = ~0ull;
     if (depth == 16) {
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-        const __m512i sums = add_pairs(eights(x), eights(x + 64));
+        const __m512i sums = add_pairs(eights(x, ALL), eights(x + 64, ALL));
         return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, sums));
     }
     if (depth == 32) {
         const __m512i order = _mm512_setr_epi32(0, 4, 2, 6, 8, 12, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-        const __m512i front = add_pairs(eights(x), eights(x + 64)), back = add_pairs(eights(x + 128), eights(x + 192));
+        const __m512i front = add_pairs(eights(x, ALL), eights(x + 64, ALL));
+        const __m512i back = add_pairs(eights(x + 128, ALL), eights(x + 192, ALL));
         return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, add_lanes(front, back)));
     }
     constexpr auto rows = std::make_integer_sequence<int, 8>{};
     __m512i sums[8];
-    const __mmask64 rest = ~0ull >> (-depth & 63);
+    const __mmask64 rest = ALL >> (-depth & 63);
     const int64_t whole = (depth - 1) / 64 * 64;
     unrolled(rows, [&](auto row) INLINE { sums[row] = eights(x + row * depth + whole, rest); });
     for (int64_t i = 0; i < whole; i += 64) {
-        unrolled(rows, [&](auto row) INLINE { sums[row] = _mm512_add_epi64(sums[row], eights(x + row * depth + i)); });
+        unrolled(rows, [&](auto row) INLINE { sums[row] = _mm512_add_epi64(sums[row], eights(x + row * depth + i, ALL)); });
     }
     const __m512i front = add_lanes(add_pairs(sums[0], sums[1]), add_pairs(sums[2], sums[3]));
     const __m512i back = add_lanes(add_pairs(sums[4], sums[5]), add_pairs(sums[6], sums[7]));
@@ -206,11 +230,34 @@ inline __m256i sum_8_rows(const uint8_t* x, int64_t depth) {
 
 // Sums of `count` rows of codes that follow each other.
 inline void sum_rows(const uint8_t* x, int64_t count, int64_t depth, int32_t* sums) {
+    const auto eights = [&](const uint8_t* p, __mmask64 mask) INLINE {
+        return _mm512_sad_epu8(_mm512_maskz_loadu_epi8(mask, p), _mm512_setzero_si512());
+    };
     int64_t i = 0;
     for (; i + 8 <= count; i += 8) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + i), sum_8_rows(x + i * depth, depth));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + i), sum_8_rows(x + i * depth, depth, eights));
     }
     for (; i < count; ++i) sums[i] = sum_codes(x + i * depth, depth);
+}
+
+// Sums of codes in bit-planes `plane_bytes` apart, `bytes` of each plane a row; returns for how many of `count` rows.
+inline int64_t sum_bit_rows(const uint8_t* x, int64_t count, int64_t bytes, int64_t planes, int64_t plane_bytes,
+                            int32_t* sums) {
+    const auto eights = [&](const uint8_t* p, __mmask64 mask) INLINE {
+        __m512i sum = _mm512_popcnt_epi64(_mm512_maskz_loadu_epi8(mask, p));
+        for (int64_t plane = 1; plane < planes; ++plane) {
+            const __m512i ones = _mm512_popcnt_epi64(_mm512_maskz_loadu_epi8(mask, p + plane * plane_bytes));
+            sum = _mm512_add_epi64(sum, _mm512_sll_epi64(ones, _mm_cvtsi64_si128(plane)));
+        }
+        return sum;
+    };
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const uint8_t* const rows = x + i * bytes;
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + i), bytes == 8 ? _mm512_cvtepi64_epi32(eights(rows, ~0ull))
+                                                                            : sum_8_rows(rows, bytes, eights));
+    }
+    return i;
 }
 
 // Whole vectors of codes through a table; returns how many codes. A table of words has two codes an entry.

@@ -129,6 +129,35 @@ inline Int dot(Int sum, Bytes x, Weights w) {
     return sum + ((even << 16) >> 16) + (even >> 16) + ((odd << 16) >> 16) + (odd >> 16);
 }
 
+inline Int subtract_words(Int a, Int b) { return a - b; }
+inline Int load_words(const int8_t* p) { return load_first<Int>(p, sizeof(Int)); }
+inline Int broadcast_word(const uint8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    return splat(word);
+}
+// How many ones `a` and `b` have in common in each lane: sums of neighbouring bits, pairs, fours, bytes.
+inline Int count_common(Int a, Int b) {
+    using Unsigned = uint32_t __attribute__((vector_size(16)));
+    Unsigned v = reinterpret_cast<Unsigned>(a & b);
+    v -= v >> 1 & 0x55555555;
+    v = (v & 0x33333333) + (v >> 2 & 0x33333333);
+    v = (v + (v >> 4)) & 0x0f0f0f0f;
+    v += v >> 8;
+    return reinterpret_cast<Int>((v + (v >> 16)) & 63);
+}
+
+// 8 * `bytes` codes to bit-planes `plane_bytes` apart.
+inline void pack_bits(const uint8_t* x, int64_t bytes, int64_t planes, int64_t plane_bytes, uint8_t* y) {
+    for (int64_t plane = 0; plane < planes; ++plane, y += plane_bytes) {
+        for (int64_t i = 0; i < bytes; ++i) {
+            unsigned bits = 0;
+            for (int k = 0; k < 8; ++k) bits |= (x[8 * i + k] >> plane & 1u) << k;
+            y[i] = static_cast<uint8_t>(bits);
+        }
+    }
+}
+
 // 16 neighbouring bytes from each of four places: quad i gets byte i of each.
 inline void store_interleaved(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, uint8_t* quads) {
     for (int i = 0; i < 16; ++i, quads += 4) {
@@ -153,6 +182,8 @@ inline int32_t sum_codes(const uint8_t* p, int64_t count) {
 inline void sum_rows(const uint8_t* x, int64_t count, int64_t depth, int32_t* sums) {
     for (int64_t i = 0; i < count; ++i) sums[i] = sum_codes(x + i * depth, depth);
 }
+
+inline int64_t sum_bit_rows(const uint8_t*, int64_t, int64_t, int64_t, int64_t, int32_t*) { return 0; }  // none
 
 inline bool depthwise_3x3(const Depthwise&, const Call&) { return false; }  // no kernel of its own
 

@@ -39,6 +39,14 @@ MBQC_EXPORT void mbqc_layout(int64_t* layout) {
 // Whether this machine can run instruction set 0 (portable), 1 (avx2) or 2 (avx512).
 MBQC_EXPORT int64_t mbqc_supports(int64_t isa) { return runner(isa) != nullptr; }
 
+// Whether popcount kernels of an instruction set run on this machine: AVX-512 had no instruction for it at first.
+MBQC_EXPORT int64_t mbqc_counts_fast(int64_t isa) {
+#if MBQC_X86
+    if (isa == 2) return __builtin_cpu_supports("avx512vpopcntdq") != 0;
+#endif
+    return 1;
+}
+
 // A team of threads, or null if the system has no more.
 MBQC_EXPORT mbqc::Team* mbqc_new_team(int64_t threads) {
     try {

@@ -7,6 +7,7 @@
 #include "depthwise.h"
 #include "elementwise.h"
 #include "pool.h"
+#include "popcount.h"
 
 namespace mbqc::MBQC_ISA {
 
@@ -17,6 +18,7 @@ void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks) {
             case Kind::quantize: quantize(step->quantize, call); break;
             case Kind::map: map(step->map, call); break;
             case Kind::conv: conv(step->conv, call); break;
+            case Kind::popcount: popcount(step->conv, call); break;
             case Kind::depthwise: depthwise(step->depthwise, call); break;
             case Kind::average_pool: average_pool(step->pool, call); break;
             case Kind::max_pool: max_pool(step->pool, call); break;

@@ -48,19 +48,20 @@ inline void add_columns(const Conv& c, const Shape& s, const int32_t* columns, f
     }
 }
 
-// float32 [output pixel][group].
-inline const float* window_sums(const Conv& c, const Shape& s, const uint8_t* x, const Call& call) {
+// float32 [output pixel][group]. `sum_pixels` sums the inputs of pixels and groups: (first, how many, where to).
+template <class SumPixels>
+const float* window_sums(const Conv& c, const Shape& s, const Call& call, SumPixels sum_pixels) {
     int32_t* const pixels = call.at<int32_t>(c.pixel_sums);
     int32_t* const columns = call.own<int32_t>(c.columns);
     float* const windows = call.at<float>(c.windows);
-    const int64_t depth = c.channels / c.groups, row_size = s.width * c.groups;
+    const int64_t row_size = s.width * c.groups;
     const bool pointwise = c.kernel[0] * c.kernel[1] * c.stride[0] * c.stride[1] == 1;
     constexpr int64_t CHUNK = 64;  // whole vectors: no thread writes into another's part
     const int64_t count = s.images * s.height * row_size;
     const Range chunks = call.share((count + CHUNK - 1) / CHUNK);
     const int64_t first = chunks.first * CHUNK, size = least(count, chunks.last * CHUNK) - first;
     if (size > 0) {
-        sum_rows(x + first * depth, size, depth, pixels + first);
+        sum_pixels(first, size, pixels + first);
         if (pointwise) add_shifted(pixels + first, 1, 0, size, windows + first);
     }
     call.sync();
