@@ -154,8 +154,9 @@ def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | No
 
     An offset common to all weights of a channel costs a sum over every window at run time. That is little where a
     window holds many codes. Where it holds few (a depthwise layer, a narrow 1 x 1 one: up to MOST_SHIFTED), the codes
-    themselves take the offset, in steps of the stored scale, so that their sum has it to half a step. A channel whose
-    codes would then leave the stored range, one with next to no spread around a large mean, keeps the spread it has.
+    themselves take the offset, in steps of the slope, so that their sum has it to half a step; codes that would leave
+    the stored range stay at its end. Where no shift then gives the sum, as for next to no spread around a large mean,
+    the channel keeps the slope of its codes.
 
     Args:
         codes: narrowed codes times 2^D [C, n], so in steps of the stored scale.
