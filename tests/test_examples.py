@@ -39,7 +39,7 @@ def test_digits_keep_their_accuracy_without_training(
 
 
 def test_correction_gains_where_there_is_something_to_gain(accuracy: dict[str, dict[int, float]]) -> None:
-    """From 3 bits up both are within two images of float: what is there to gain shows in the logits (test_bncorrect)."""
+    """From 3 bits up both are within two images of float; what is gained in logits, `test_bncorrect` states."""
     assert accuracy["quant,bncorrect"][2] > accuracy["quant"][2] + 5
 
 

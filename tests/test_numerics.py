@@ -253,10 +253,10 @@ def test_few_inputs_have_the_float_mean_to_half_a_step_of_their_sum(case: Channe
 @laws
 @few_inputs
 def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(case: Channels) -> None:
-    """A shift adds one of two neighbouring numbers to each code: at most 1/2 of spread, by the triangle inequality.
+    """Triangle inequality: each code gets one of two neighbouring numbers, whose spread is at most 1/2.
 
-    So does what the clip takes away, e: the spread falls by no more than that of e. It never grows: a clip brings no
-    two numbers farther apart.
+    So does what a clip takes from the codes: their spread falls by no more than its own. A clip never adds to it, since
+    it brings no two numbers farther apart.
     """
     shift = case.found.shift
     assert shift is not None
@@ -271,7 +271,7 @@ def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(cas
 
 @laws
 @few_inputs
-def test_the_slope_gives_few_inputs_the_float_spread_unless_their_mean_were_out_of_reach(case: Channels) -> None:
+def test_the_slope_gives_few_inputs_the_float_spread_unless_their_mean_is_then_out_of_reach(case: Channels) -> None:
     """Such a channel, and one without spread, keeps the slope of its codes."""
     gained = case.std / case.spread
     has_gain = (case.spread > 0) & case.within_reach(torch.where(case.spread > 0, gained, 1.0))
