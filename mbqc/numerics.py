@@ -25,10 +25,7 @@ MOST_SHIFTED = 254
 """Up to so many inputs an output, a corrected mean goes into the codes (`correct_moments`).
 
 On MobileNetV2 window sums made 4 bits 19 % slower than 8: 48 % in depthwise layers, 22 % where 16 inputs become 96,
-15 % where 144 become 24; from 288 on it is under 7 %. The cpu kernels compare positions as bytes, of which one fills up."""
-
-SHIFT_ROUNDS = 8
-"""Steps of the search for a shift; each takes up what the codes at an end of the range did not."""
+15 % where 144 become 24; from 288 on it is under 7 %. The cpu kernels compare positions as bytes; one fills up."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
@@ -157,8 +154,9 @@ def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | No
 
     An offset common to all weights of a channel costs a sum over every window at run time. That is little where a
     window holds many codes. Where it holds few (a depthwise layer, a narrow 1 x 1 one: up to MOST_SHIFTED), the codes
-    themselves take the offset, in steps of the stored scale, so that their sum has it to half a step. A channel whose
-    codes would then leave the stored range, one with next to no spread around a large mean, keeps the spread it has.
+    themselves take the offset, in steps of the slope, so that their sum has it to half a step; codes that would leave
+    the stored range stay at its end. Where no shift then gives the sum, as for next to no spread around a large mean,
+    the channel keeps the slope of its codes.
 
     Args:
         codes: narrowed codes times 2^D [C, n], so in steps of the stored scale.
@@ -187,15 +185,19 @@ def _shift_to(codes: Tensor, total: Tensor) -> tuple[Shift, Tensor]:
     """
     size, (low, high) = codes.shape[1], weight_range(STORED_BITS)
     target = torch.round(total.nan_to_num(torch.inf)).clamp(2 * size * low, 2 * size * high)
-    whole = torch.zeros_like(target)
-    for _ in range(SHIFT_ROUNDS):  # more than one only where codes meet the ends of the range
-        missing = target - (codes + whole[:, None]).clamp(low, high).sum(1)
-        whole = (whole + torch.floor(missing / size)).clamp(low + 1, high - 1)
-    shifted = codes + whole[:, None]
-    missing = target - shifted.clamp(low, high).sum(1)
+
+    def missing(whole: Tensor) -> Tensor:
+        return target - (codes + whole[:, None]).clamp(low, high).sum(1)
+
+    # the largest one that does not go beyond, by bisection: a sum grows with it, unevenly where codes are clipped
+    whole = torch.full_like(target, low + 1)
+    for step in (1 << bit for bit in reversed(range(STORED_BITS))):
+        more = (whole + step).clamp(max=high - 1)  # one more still is a code
+        whole = torch.where(missing(more) >= 0, more, whole)
+    left, shifted = missing(whole), codes + whole[:, None]
     gained = ((shifted >= low) & (shifted < high)).cumsum(1)  # by one more for the first 1, 2, ... codes
-    rest = ((gained < missing[:, None]).sum(1) + (missing > 0)).clamp(max=size)
-    reached = (missing >= 0) & (missing <= gained[:, -1])
+    rest = ((gained < left[:, None]).sum(1) + (left > 0)).clamp(max=size)
+    reached = (left >= 0) & (left <= gained[:, -1])
     return Shift(whole.to(torch.int64), rest), reached
 
 

@@ -28,7 +28,7 @@ class BnCorrect(Pass):
         statistics: `shared` keeps the model's BatchNorm statistics; `width` re-estimates them for each width on the
             calibration data (same speed when deployed; the artifact grows by 56 bytes a channel).
 
-    Source: EMQNet, arXiv 2510.20673; the exact form is `mbqc.ir.modules.MomentCorrection`.
+    Source: EMQNet, arXiv 2510.20673; the exact form is `mbqc.numerics.correct_moments`.
     """
 
     moments: Literal["none", "mean", "both"] = "both"

@@ -39,10 +39,8 @@ def test_digits_keep_their_accuracy_without_training(
 
 
 def test_correction_gains_where_there_is_something_to_gain(accuracy: dict[str, dict[int, float]]) -> None:
-    plain, corrected = accuracy["quant"], accuracy["quant,bncorrect"]
-    assert corrected[4] >= plain[4]  # both reach float
-    assert corrected[3] > plain[3]
-    assert corrected[2] > plain[2] + 5
+    """From 3 bits up both are within two images of float; what is gained in logits, `test_bncorrect` states."""
+    assert accuracy["quant,bncorrect"][2] > accuracy["quant"][2] + 5
 
 
 def test_the_pass_of_ones_own_zeroes_the_share_it_is_asked_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import torch
@@ -150,37 +151,91 @@ def test_the_widest_reader_gives_an_activation_its_width_and_no_reader_eight_bit
     assert torch.equal(activation_quantizer(GRIDS, layers)(x, widths), alone)
 
 
-# Moments
+# Moments: the laws of the correction are those of `numerics.correct_moments`; here, that the module applies it
+
+few_and_many_inputs = pytest.mark.parametrize("shape", [(5, 16), (5, 3, 3, 3), (5, 300), (5, 40, 3, 3)])
 
 
+def corrected(weight: Tensor, bits: int, moments: str = "both", ladder: Ladder = "round") -> tuple[Tensor, Tensor]:
+    """Weights of a width before and after their correction, at a scale of 0.04, which clips none."""
+    quantizer = weight_quantizer(torch.full((len(weight),), 0.04, dtype=weight.dtype), ladder)
+    quantized = quantizer(weight, at(bits))
+    return quantized, MomentCorrection("conv", moments, ladder)(quantized, weight, quantizer.scale, at(bits))
+
+
+@few_and_many_inputs
+@every_ladder
 @pytest.mark.parametrize("bits", [b for b in ALL_BITS if b < 8])
 @pytest.mark.parametrize("moments", ["mean", "both"])
-def test_correction_restores_the_moments_it_names(bits: int, moments: str) -> None:
-    weight = normal(5, 3, 3, 3)
-    quantized = weight_quantizer(torch.full((5,), 0.02, dtype=torch.float64))(weight, at(bits))
-    corrected = MomentCorrection("conv", moments)(quantized, weight, at(bits)).flatten(1)
-    spread = (weight if moments == "both" else quantized).flatten(1)
-    torch.testing.assert_close(corrected.mean(1), weight.flatten(1).mean(1), rtol=0, atol=1e-12)
-    torch.testing.assert_close(corrected.std(1, correction=0), spread.std(1, correction=0), rtol=1e-12, atol=0)
+def test_correction_restores_the_moments_it_names(
+    bits: int, moments: str, ladder: Ladder, shape: tuple[int, ...]
+) -> None:
+    """Up to 254 inputs: in whole codes, so the mean to half a step of a sum and the spread to half a step."""
+    weight = normal(*shape)
+    quantized, found = corrected(weight, bits, moments, ladder)
+    (mean, std), (found_mean, found_std) = numerics.moments(weight), numerics.moments(found)
+    before = numerics.moments(quantized)[1]
+    assert bool((before > 0).all())
+    spread, count = std if moments == "both" else before, weight[0].numel()
+    step = 0.04 * spread / before if count <= 254 else torch.zeros(())
+    # float64
+    assert bool(((found_mean - mean).abs() <= step / (2 * count) + 1e-12).all())
+    assert bool(((found_std - spread).abs() <= step / 2 + 1e-12).all())
 
 
-def test_the_stored_width_needs_no_correction() -> None:
-    weight, quantized = normal(2, 8), normal(2, 8, seed=1)
-    assert MomentCorrection("conv", "both")(quantized, weight, at(8)) is quantized
+def test_the_codes_that_get_one_more_are_the_first_by_rows_then_columns_then_inputs() -> None:
+    """All codes of zero, and a mean for 7 of 12 ones."""
+    inputs, rows, columns = 2, 2, 3
+    expected = torch.zeros(1, inputs, rows, columns, dtype=torch.float64)
+    for y, x, i in list(product(range(rows), range(columns), range(inputs)))[:7]:
+        expected[0, i, y, x] = 1
+    weight = torch.full_like(expected, 7 / 12)
+    zeros = torch.full_like(expected, numerics.ladder_offset(4, "round"))  # what codes of zero stand for
+    one = torch.ones(1, dtype=torch.float64)
+    assert torch.equal(MomentCorrection("conv", "both", "round")(zeros, weight, one, at(4)), expected)
 
 
-def test_correction_of_a_constant_channel_only_shifts_it() -> None:
-    weight, quantized = torch.full((2, 4), 0.3), torch.tensor([[0.25] * 4, [0.0] * 4])
-    corrected = MomentCorrection("conv", "both")(quantized, weight, at(2))
-    torch.testing.assert_close(corrected, weight, rtol=1e-6, atol=0)  # float32 rounding of the mean
+@few_and_many_inputs
+def test_the_stored_width_needs_no_correction(shape: tuple[int, ...]) -> None:
+    quantized, found = corrected(normal(*shape), 8)
+    assert found is quantized
 
 
-def test_correction_treats_its_statistics_as_constants() -> None:
-    """The gradient of each weight is the channel's gain, nothing flows to the float weights."""
-    weight, quantized = leaf(normal(2, 8)), leaf(2 * normal(2, 8) + 1)
-    MomentCorrection("conv", "both")(quantized, weight, at(4)).sum().backward()
+@few_and_many_inputs
+@every_ladder
+@pytest.mark.parametrize("bits", [b for b in ALL_BITS if b < 8])
+def test_correction_of_a_constant_channel_only_shifts_it(bits: int, ladder: Ladder, shape: tuple[int, ...]) -> None:
+    """To a whole code, 0.04, or exactly; 2.2 are 55 of them, and zero is zero."""
+    weight = torch.full(shape, 2.2)
+    weight[0] = 0
+    quantized, found = corrected(weight, bits, ladder=ladder)
+    assert not torch.allclose(quantized, weight, atol=1e-3)
+    torch.testing.assert_close(found, weight, rtol=1e-5, atol=1e-6)  # float32
+
+
+@few_and_many_inputs
+def test_next_to_no_spread_around_a_large_mean_is_not_gained_where_codes_hold_the_mean(shape: tuple[int, ...]) -> None:
+    """Around 71.5 codes, where two codes of 4 bits meet: the gain of 1/32 would ask for codes of 2 300."""
+    weight = 0.04 * 71.5 + 0.01 * normal(*shape)
+    quantized, found = corrected(weight, 4)
+    (mean, std), (found_mean, found_std) = numerics.moments(weight), numerics.moments(found)
+    before, count = numerics.moments(quantized)[1], weight[0].numel()
+    assert bool((before > 10 * std).all())
+    spread, step = (before, 0.04) if count <= 254 else (std, 0.0)
+    assert bool(((found_mean - mean).abs() <= step / (2 * count) + 1e-12).all())
+    assert bool(((found_std - spread).abs() <= step / 2 + 1e-12).all())
+
+
+@few_and_many_inputs
+def test_correction_treats_its_statistics_as_constants(shape: tuple[int, ...]) -> None:
+    """The gradient of each weight is the channel's gain; nothing flows to the float weights or to the scale."""
+    quantizer, weight = weight_quantizer(torch.full((5,), 0.04, dtype=torch.float64)), leaf(normal(*shape))
+    quantized, upstream = leaf(quantizer(weight, at(3)).detach()), normal(*shape, seed=1)
+    MomentCorrection("conv", "both", "round")(quantized, weight, quantizer.scale, at(3)).backward(upstream)
+    gain = numerics.moments(weight.detach())[1] / numerics.moments(quantized.detach())[1]
     assert weight.grad is None
-    torch.testing.assert_close(quantized.grad, torch.full((2, 8), 0.5, dtype=torch.float64))
+    assert quantizer.scale.grad is None
+    torch.testing.assert_close(quantized.grad, upstream * gain.reshape(-1, *[1] * (len(shape) - 1)))
 
 
 # BatchNorm with statistics a width
@@ -206,7 +261,7 @@ def test_float_mode_is_the_identity_to_the_last_bit() -> None:
     weight, x = normal(2, 3, 3).float(), normal(2, 3).float()
     assert weight_quantizer(torch.ones(2))(weight, FLOAT) is weight
     assert activation_quantizer(GRIDS)(x, FLOAT) is x
-    assert MomentCorrection("conv", "both")(weight, normal(2, 3, 3).float(), FLOAT) is weight
+    assert MomentCorrection("conv", "both", "round")(weight, normal(2, 3, 3).float(), torch.ones(2), FLOAT) is weight
 
 
 LAYERS = [
@@ -232,11 +287,12 @@ def test_a_quantized_layer_is_the_layer_with_its_weight_as_an_input(
 def test_two_threads_run_one_module_at_two_widths() -> None:
     """The width is an argument: what one call is given never shows in another."""
     weight, x = normal(8, 200).float(), normal(8, 200).float()
-    modules = weight_quantizer(torch.full((8,), 0.02)), MomentCorrection("conv", "both"), activation_quantizer(GRIDS)
+    quantize, quantize_activation = weight_quantizer(torch.full((8,), 0.02)), activation_quantizer(GRIDS)
+    correct = MomentCorrection("conv", "both", "round")
 
     def run(bits: int) -> Tensor:
-        quantize, correct, quantize_activation = modules
-        return correct(quantize(weight, at(bits)), weight, at(bits)) + quantize_activation(x, at(bits))
+        corrected = correct(quantize(weight, at(bits)), weight, quantize.scale, at(bits))
+        return corrected + quantize_activation(x, at(bits))
 
     expected = {bits: run(bits) for bits in (8, 2)}
     assert not torch.equal(expected[8], expected[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
@@ -151,43 +152,224 @@ def test_offsets_make_the_mean_error_zero_but_for_the_clip(bits: int) -> None:
     assert float(errors(bits, "round").mean()) == -clip
 
 
-# Moments
+# Corrected moments
 
 
-def channels(draw: st.DrawFn) -> tuple[Tensor, int, Ladder]:
-    """Float weights [C, n] of every kind, one kind a channel, with a width and a ladder."""
-    count = draw(st.sampled_from([1, 2, 9, 64, 1000]))
+@dataclass(frozen=True)
+class Channels:
+    """Weights [C, n], one kind a channel, scales [C], codes of a lower width in stored steps, and their correction."""
+
+    weight: Tensor
+    scale: Tensor
+    codes: Tensor
+    found: numerics.Correction
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        return numerics.moments(self.weight)[0]
+
+    @property
+    def std(self) -> Tensor:
+        return numerics.moments(self.weight)[1]
+
+    @property
+    def spread(self) -> Tensor:
+        """Of the codes; a constant has none at all."""
+        spread = numerics.moments(self.codes)[1]
+        return torch.where((self.codes == self.codes[:, :1]).all(1), 0.0, spread)
+
+    @property
+    def shifted(self) -> Tensor:
+        assert self.found.shift is not None
+        return self.found.shift.apply(self.codes)
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest sum of codes that a shift can give."""
+        return ((self.codes - 127).clamp(-128, 127).sum(1), (self.codes + 127).clamp(-128, 127).sum(1))
+
+    def within_reach(self, slope: Tensor) -> Tensor:
+        """Whether codes times `slope` can have the float mean, to half a step of the sum."""
+        low, high = self.ends
+        wanted = torch.round(self.size * self.mean / slope)
+        return (low <= wanted) & (wanted <= high)
+
+
+KINDS = 7
+FEW, MANY = (1, 2, 9, 64, 254), (255, 1000)
+
+
+def channels(draw: st.DrawFn, sizes: tuple[int, ...], moments: str = "both") -> Channels:
+    """Channels of every kind at one width of one ladder."""
+    count, bits, ladder = (draw(st.sampled_from(options)) for options in (sizes, ALL_BITS[:-1], LADDERS))
     random = torch.Generator().manual_seed(draw(st.integers(0, 1 << 30)))
-    size = 10 ** draw(st.floats(-6, 3))
-    normal = torch.randn(4, count, generator=random) * size
-    normal[0] += 3 * size
-    normal[2] = normal[2, 0]  # a constant
-    normal[3] = 0
-    return normal, draw(st.sampled_from(ALL_BITS)), draw(st.sampled_from(LADDERS))
+    weight = torch.randn(KINDS, count, generator=random, dtype=torch.float64)
+    weight[1] += 3
+    weight[2] -= 1.5
+    weight[3] = weight[3, 0]  # a constant
+    weight[4] = 0
+    weight[5] = weight[5] / 100 + draw(st.sampled_from([-1.0, 1.0]))  # next to a constant
+    weight *= 10 ** draw(st.floats(-6, 3))
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-30)
+    scale[6] /= 3  # clips
+    codes = numerics.narrow(numerics.quantize_weight(weight, scale), bits, ladder) * 2 ** (8 - bits)
+    mean, std = numerics.moments(weight)
+    found = numerics.correct_moments(codes, scale, mean, std if moments == "both" else None)
+    return Channels(weight, scale, codes, found)
+
+
+few_inputs = given(st.composite(channels)(sizes=FEW))
+few_inputs_mean_alone = given(st.composite(channels)(sizes=FEW, moments="mean"))
+many_inputs = given(st.composite(channels)(sizes=MANY))
+many_inputs_mean_alone = given(st.composite(channels)(sizes=MANY, moments="mean"))
+
+ROUNDING = 1e-9
+"""Of a few float64 operations, relative to the numbers that go in."""
+
+
+@pytest.mark.parametrize(("size", "shifted"), [(1, True), (254, True), (255, False), (1000, False)])
+def test_few_inputs_take_the_mean_into_their_codes_and_many_an_offset(size: int, shifted: bool) -> None:
+    codes, one = torch.arange(size)[None] % 3, torch.ones(1)
+    found = numerics.correct_moments(codes, one, 0.3 * one, one)
+    assert (found.shift is not None) == shifted
+    assert (found.offset == 0).all() == shifted
 
 
 @laws
-@given(st.composite(channels)())
-def test_gain_and_shift_restore_both_moments(case: tuple[Tensor, int, Ladder]) -> None:
-    weight, bits, ladder = case
-    scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
-    stored = numerics.quantize(weight, scale, 0.0, -128, 127)
-    quantized = numerics.code_values(numerics.narrow(stored, bits, ladder), bits, ladder) * scale
-    (mean, std), (quantized_mean, quantized_std) = numerics.moments(weight), numerics.moments(quantized)
-    gain = numerics.moment_gain(std, quantized_std, quantized.abs().amax(1))
-    corrected = gain[:, None] * (quantized - quantized_mean[:, None]) + mean[:, None]
-    found_mean, found_std = numerics.moments(corrected)
-    # float32 rounding of the subtraction and of the sums, relative to the largest number on the way
-    rounding = 1e-5 * torch.maximum(weight.abs().amax(1), gain * quantized.abs().amax(1))
-    assert bool(((found_mean - mean).abs() <= rounding).all())
-    is_constant = torch.tensor([len(set(row)) == 1 for row in stored_values(stored, bits, ladder)])
-    expected = torch.where(is_constant, torch.zeros_like(std), std)  # a constant cannot be spread
-    assert bool(((found_std - expected).abs() <= rounding).all())
-    assert bool((gain[is_constant] == 1).all())
+@few_inputs
+def test_few_inputs_have_the_float_mean_to_half_a_step_of_their_sum(case: Channels) -> None:
+    """Or lie at the end of what a shift can reach, on the side of the mean."""
+    slope, (low, high) = case.found.slope, case.ends
+    off = case.shifted.sum(1) - case.size * case.mean / slope
+    assert bool((off.abs() <= 0.5 + ROUNDING * case.size)[case.within_reach(slope)].all())
+    beyond = ~case.within_reach(slope)
+    assert torch.equal(case.shifted.sum(1)[beyond], torch.where(off > 0, low, high)[beyond])
 
 
-def stored_values(stored: Tensor, bits: int, ladder: Ladder) -> list[list[float]]:
-    return [list(map(float, row)) for row in numerics.narrow(stored, bits, ladder).tolist()]
+@laws
+@few_inputs
+def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(case: Channels) -> None:
+    """Triangle inequality: each code gets one of two neighbouring numbers, whose spread is at most 1/2.
+
+    So does what a clip takes from the codes: their spread falls by no more than its own. A clip never adds to it, since
+    it brings no two numbers farther apart.
+    """
+    shift = case.found.shift
+    assert shift is not None
+    added = shift.whole[:, None] + (torch.arange(case.size) < shift.rest[:, None])
+    clipped = numerics.moments(case.codes + added - case.shifted)[1]
+    before = case.spread * case.found.slope
+    found = numerics.moments(case.shifted)[1] * case.found.slope
+    half = case.found.slope * (0.5 + ROUNDING)
+    assert bool((found <= before + half).all())
+    assert bool((found >= before - half - case.found.slope * clipped).all())
+
+
+@laws
+@few_inputs
+def test_the_slope_gives_few_inputs_the_float_spread_unless_their_mean_is_then_out_of_reach(case: Channels) -> None:
+    """Such a channel, and one without spread, keeps the slope of its codes."""
+    gained = case.std / case.spread
+    has_gain = (case.spread > 0) & case.within_reach(torch.where(case.spread > 0, gained, 1.0))
+    torch.testing.assert_close(
+        case.found.slope, torch.where(has_gain, gained, case.scale), rtol=ROUNDING, atol=0, check_dtype=False
+    )
+
+
+@laws
+@few_inputs_mean_alone
+def test_the_mean_alone_keeps_the_slope(case: Channels) -> None:
+    assert torch.equal(case.found.slope, case.scale)
+    off = case.shifted.sum(1) - case.size * case.mean / case.scale
+    assert bool((off.abs() <= 0.5 + ROUNDING * case.size)[case.within_reach(case.scale)].all())
+
+
+@laws
+@many_inputs
+def test_many_inputs_have_both_float_moments(case: Channels) -> None:
+    """A constant cannot be spread: its gain is 1."""
+    corrected = case.found.slope[:, None] * case.codes + case.found.offset[:, None]
+    mean, std = numerics.moments(corrected)
+    rounding = ROUNDING * (case.weight.abs().amax(1) + corrected.abs().amax(1) + 128 * case.found.slope)
+    assert bool(((mean - case.mean).abs() <= rounding).all())
+    assert bool(((std - torch.where(case.spread > 0, case.std, 0.0)).abs() <= rounding).all())
+    assert torch.equal(case.found.slope[case.spread == 0], case.scale[case.spread == 0])
+
+
+@laws
+@many_inputs_mean_alone
+def test_many_inputs_may_have_the_mean_alone(case: Channels) -> None:
+    assert torch.equal(case.found.slope, case.scale)
+    corrected = case.scale[:, None] * case.codes + case.found.offset[:, None]
+    rounding = ROUNDING * (case.weight.abs().amax(1) + 256 * case.scale)
+    assert bool(((corrected.mean(1) - case.mean).abs() <= rounding).all())
+
+
+def test_a_shift_adds_a_number_to_all_codes_and_one_more_to_the_first() -> None:
+    shift = numerics.Shift(torch.tensor([3, -5, 0]), torch.tensor([2, 0, 4]))
+    codes = torch.tensor([[0, 0, 0, 0], [10, -126, 9, 8], [127, 126, -128, 0]])
+    expected = [[4, 4, 3, 3], [5, -128, 4, 3], [127, 127, -127, 1]]  # within the range of stored codes
+    for dtype in (torch.int64, torch.float32, torch.float64):
+        shifted = shift.apply(codes.to(dtype))
+        assert shifted.dtype == dtype
+        assert shifted.tolist() == expected
+
+
+@laws
+@given(
+    st.lists(st.sampled_from(range(-128, 128, 16)), min_size=1, max_size=6), st.floats(-140, 140), st.floats(0.25, 4)
+)
+def test_no_shift_comes_closer_to_the_mean(codes: list[int], mean: float, scale: float) -> None:
+    """Compared with all there are, also where codes are clipped at both ends."""
+    mean *= scale
+    row, size = torch.tensor([codes]), len(codes)
+    found = numerics.correct_moments(row, torch.tensor([scale]), torch.tensor([mean]), None).shift
+    assert found is not None
+    assert -128 < int(found.whole) < 127  # so that one more is a signed byte
+    assert 0 <= int(found.rest) <= size
+    shifts = torch.cartesian_prod(torch.arange(-127, 127), torch.arange(size + 1))
+    every = numerics.Shift(shifts[:, 0], shifts[:, 1]).apply(row.expand(len(shifts), -1)).sum(1)
+    wanted = round(float(size * torch.tensor(mean).double() / torch.tensor(scale).double()))
+    assert abs(int(found.apply(row).sum()) - wanted) == int((every - wanted).abs().min())
+
+
+def corrected(codes: list[float], mean: float, std: float | None) -> list[float]:
+    """One channel of few inputs, at a scale of 1."""
+    given_std = None if std is None else torch.tensor([std])
+    found = numerics.correct_moments(torch.tensor([codes]), torch.ones(1), torch.tensor([mean]), given_std)
+    assert found.shift is not None
+    return [float(v) for v in found.slope * found.shift.apply(torch.tensor([codes]))[0]]
+
+
+def test_corrections_worked_out_by_hand() -> None:
+    codes = [-64.0, 64.0, -64.0, 64.0]
+    assert corrected(codes, 0.0, None) == codes
+    assert corrected(codes, 0.3, None) == [-63.0, 64.0, -64.0, 64.0]  # a sum of 1.2
+    assert corrected(codes, -10.25, None) == [-74.0, 54.0, -74.0, 53.0]  # -41 is 4 times -11, and 3
+    assert corrected(codes, -10.0, 32.0) == [-42.0, 22.0, -42.0, 22.0]  # half the spread, so in steps of 1/2
+    assert corrected(codes, -90.0, None) == [-128.0, -52.0, -128.0, -52.0]  # two take up what two cannot
+
+
+def test_a_constant_or_zero_channel_gets_its_mean_alone() -> None:
+    assert corrected([0.0] * 4, 0.0, 0.0) == [0.0] * 4
+    assert corrected([0.0] * 4, 10.5, 0.0) == [11.0, 11.0, 10.0, 10.0]
+    assert corrected([0.0] * 4, 10.5, 3.0) == [11.0, 11.0, 10.0, 10.0]  # nothing there to spread
+    assert corrected([0.0, 0.0, 64.0, 0.0], 20.0, 0.0) == [4.0, 4.0, 68.0, 4.0]  # no slope would leave a mean
+
+
+def test_next_to_no_spread_around_a_large_mean_keeps_the_spread_of_the_codes() -> None:
+    """The gain of 1/100 would ask for codes of 10 000."""
+    assert corrected([64.0, 96.0, 64.0, 96.0], 100.0, 0.16) == [84.0, 116.0, 84.0, 116.0]
+
+
+def test_a_mean_beyond_the_range_of_codes_leaves_them_at_its_end() -> None:
+    """As where the scale clips all weights of a channel."""
+    assert corrected([0.0] * 3, 200.0, 0.0) == [127.0] * 3
+    assert corrected([-128.0] * 3, -1000.0, 0.0) == [-128.0] * 3
 
 
 def test_moments_are_those_of_the_population() -> None:

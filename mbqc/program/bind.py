@@ -2,8 +2,8 @@
 
 Everything is computed in float64 from stored float32 tensors and exact integer sums, then rounded once to float32,
 so that every backend and every machine gets the same numbers. With `x_q, s_x, z_x` the input's code, scale and
-zero-point, a weight `W = a q + o` per output channel (methods: EMQNet's correction folded into the epilogue),
-K the window size, Q the channel's sum of codes, and real output `gain * y + shift`:
+zero-point, a weight `W = a q + o` per output channel (EMQNet's correction is a and o, or a and a shift of q: see
+`mbqc.numerics.correct_moments`), K the window size, Q the channel's sum of codes, and real output `gain * y + shift`:
 
     y = a s_x (sum q x_q - z_x Q) + o s_x (sum x_q - z_x K)
 """

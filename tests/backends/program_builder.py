@@ -104,7 +104,8 @@ class Builder:
         layer = f"layer{len(self.layers)}"
         self.layers[layer] = LayerInfo()
         scale = (self.normal(out).abs() + 0.1) / 128 / math.sqrt(max(codes[0].numel(), 1))
-        mean = self.tensor(0.1 * self.normal(out) * scale) if corrected != "none" else None
+        size = 0.1 if self.uniform(0, 1) < 0.7 else 60.0  # in codes; large ones shift some beyond their range
+        mean = self.tensor(size * self.normal(out) * scale) if corrected != "none" else None
         std = self.tensor(60 * scale * (1 + 0.1 * self.normal(out).abs())) if corrected == "both" else None
         return Weight(layer, self.tensor(codes), self.tensor(scale), mean, std)
 

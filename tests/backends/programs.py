@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from program_builder import Builder, Shape, window_shape
 from torch import Tensor
 
+from mbqc.numerics import MOST_SHIFTED
 from mbqc.program.operations import (
     AtenCall,
     AveragePool,
@@ -132,7 +133,8 @@ class Drawing:
     def linear(self) -> str:
         build = self.build
         leading = self.one_of((-1,), (-1, 3), (-2,))
-        source = self.codes((*leading, self.whole(1, 70)), codes_only=False)
+        inputs = self.one_of(self.whole(1, 70), MOST_SHIFTED, MOST_SHIFTED + 1)
+        source = self.codes((*leading, inputs), codes_only=False)
         out = self.whole(1, 70)
         corrected = self.one_of("none", "mean", "both")
         return build.linear(

@@ -209,15 +209,16 @@ def test_parsing_draws_no_random_numbers() -> None:
 def test_quantized_graph() -> None:
     root = nn.Module()
     root.conv = QuantConv2d(3, 4, 3)
-    root.quantize_weight = WeightQuantizer("conv", 4, "round")
-    root.correct = MomentCorrection("conv", "both")
+    root.quantize_weight = WeightQuantizer("conv", 4, "shift")
+    root.correct = MomentCorrection("conv", "both", "shift")
     root.quantize_x = ActivationQuantizer(("conv",), (8, 4))
     graph = fx.Graph()
     x, widths = graph.placeholder("x"), graph.placeholder("widths")
     x.meta["type"] = TensorType(torch.float32, (-1, 3, 8, 8))
     weight = graph.get_attr("conv.weight")
     quantized = graph.call_module("quantize_weight", (weight, widths))
-    corrected = graph.call_module("correct", (quantized, weight, widths))
+    scale = graph.get_attr("quantize_weight.scale")
+    corrected = graph.call_module("correct", (quantized, weight, scale, widths))
     layer = graph.call_module("conv", (graph.call_module("quantize_x", (x, widths)), corrected))
     annotate(layer, Switching((8, 4), (0.25, 0.75)))
     graph.output(layer)
@@ -226,6 +227,7 @@ def test_quantized_graph() -> None:
     assert "%widths = input widths  " in text
     assert ": widths\n" in text
     assert "quantize_x = ActivationQuantizer{layers=conv:,bits=8:4}" in text
+    assert "correct = MomentCorrection{layer=conv,moments=both,ladder=shift}" in text
     again = parse_graph(text, gm.state_dict())
     assert print_graph(again) == text
     x, at_four = torch.randn(2, 3, 8, 8), Widths((("conv", 4),))

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
+from statistics import pstdev
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from mbqc import numerics
 from mbqc.backends import reference
+from mbqc.ir.modules import MomentCorrection, WeightQuantizer
 from mbqc.numerics import ALL_BITS, Ladder
-from mbqc.program.bind import Binder, BoundEpilogue
+from mbqc.program.bind import Binder, BoundEpilogue, weight_codes, weight_line
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
@@ -80,24 +85,55 @@ def weight(layer: str, corrected: str = "none") -> Weight:
 
 def real_weight(tensors: dict[str, Tensor], given: Weight, bits: int, ladder: Ladder) -> Tensor:
     """The weights that codes of `bits` bits stand for, from the definitions in words."""
-    step = 2 ** (8 - bits)
-
-    def value(code: int) -> float:
-        if bits == 8:
-            return float(code)
-        if ladder == "shift" or bits == 1:  # the middle of the codes that share the top bits
-            return float(floor(Fraction(code, step)) * step) + (step - 1) / 2
-        return min(floor(Fraction(code, step) + Fraction(1, 2)), 2 ** (bits - 1) - 1) * step - 0.5
-
-    codes = tensors[given.codes]
-    values = torch.tensor([value(q) for q in codes.flatten().tolist()], dtype=torch.float64).reshape(codes.shape[0], -1)
-    real = values * tensors[given.scale].double()[:, None]
-    centred = real - real.mean(1, keepdim=True)
+    codes, scales = tensors[given.codes], tensors[given.scale].tolist()
+    narrow = [[narrowed(code, bits, ladder) for code in channel] for channel in codes.flatten(1).tolist()]
     if given.mean is None or bits == 8:  # stored codes keep the moments by themselves
-        return real.reshape(codes.shape)
-    if given.std is not None:
-        centred = centred * (tensors[given.std].double() / centred.square().mean(1).sqrt())[:, None]
-    return (centred + tensors[given.mean].double()[:, None]).reshape(codes.shape)
+        middle = 0 if bits == 8 else (2 ** (8 - bits) - 1) / 2 if ladder == "shift" or bits == 1 else -0.5
+        real = [[scale * (code + middle) for code in channel] for channel, scale in zip(narrow, scales, strict=True)]
+    else:
+        stds = [None] * len(scales) if given.std is None else tensors[given.std].tolist()
+        real = [corrected(*of) for of in zip(narrow, scales, tensors[given.mean].tolist(), stds, strict=True)]
+    return torch.tensor(real, dtype=torch.float64).reshape(codes.shape)
+
+
+def narrowed(code: int, bits: int, ladder: Ladder) -> int:
+    """In steps of the stored scale: the multiple of 2^D below a code, or the nearest one that `bits` bits hold."""
+    step = 2 ** (8 - bits)
+    if ladder == "shift" or bits in (1, 8):
+        return floor(Fraction(code, step)) * step
+    return min(floor(Fraction(code, step) + Fraction(1, 2)), 2 ** (bits - 1) - 1) * step
+
+
+def corrected(codes: list[int], scale: float, mean: float, std: float | None) -> list[float]:
+    """One channel with the moments of the float weights: as a line over its codes, or where they are few in codes."""
+    spread = pstdev(codes)
+    slope = scale if std is None or spread == 0 else std / spread
+    if len(codes) > 254:
+        middle = Fraction(sum(codes), len(codes))
+        return [slope * float(code - middle) + mean for code in codes]
+    found, reached = raised(codes, round(len(codes) * mean / slope))
+    if not reached:
+        slope = scale
+        found, _ = raised(codes, round(len(codes) * mean / slope))
+    return [slope * code for code in found]
+
+
+def raised(codes: list[int], wanted: int) -> tuple[list[int], bool]:
+    """127 less than `codes`, and one more for the first, the second, ... and again for the first, up to a sum.
+
+    At most 254 more for each, and within the range of stored codes.
+    """
+    free = [code - 127 for code in codes]
+    clipped = [max(code, -128) for code in free]
+    total = sum(clipped)
+    for position in list(range(len(codes))) * 254:
+        if total >= wanted:
+            break
+        free[position] += 1
+        more = min(max(free[position], -128), 127)
+        total += more - clipped[position]
+        clipped[position] = more
+    return clipped, total == wanted
 
 
 def width_of(given: Grid, widths: Widths) -> int:
@@ -234,26 +270,92 @@ def test_padding_means_zero_at_every_width(bits: int) -> None:
     torch.testing.assert_close(ran.found["y"][0, 0, 0], tensors["bias"], rtol=0, atol=1e-5)
 
 
+WIDE = {"groups": 1, "padding": (3, 3, 3, 3)}
+"""Beside a kernel of 7 x 7: 294 inputs an output, too many for a mean in the codes."""
+
+
+@every_ladder
+@every_correction
+@every_width
+def test_many_inputs_an_output_take_a_mean_as_an_offset(bits: int, corrected: str, ladder: Ladder) -> None:
+    tensors = stored("a", OUT, 7, 7, IN)
+    ran = run(conv(Epilogue(), corrected, **WIDE), {"x": "in"}, (None, (7, 7, OUT)), tensors, at(bits), ladder)
+    ran.check(convolve(ran.real("x"), real_weight(tensors, weight("a", corrected), bits, ladder), padding=3))
+
+
+@every_width
+@pytest.mark.parametrize("inputs", [1, 254, 255])
+def test_channels_of_every_kind_are_corrected(bits: int, inputs: int) -> None:
+    """Constant, zero, without a spread to gain, with next to none around a large mean, with a mean beyond the range."""
+    codes = torch.randint(-128, 128, (6, inputs), generator=torch.Generator().manual_seed(3)).to(torch.int8)
+    codes[1], codes[2], codes[3] = 77, 0, torch.arange(inputs) % 2 + 95
+    tensors = {"a.codes": codes, "a.scale": torch.full((6,), 0.01), "a.mean": torch.tensor([0.1, 0.77, 0, 0.95, 2, -2])}
+    tensors["a.std"] = torch.tensor([0.6, 0.0, 0.0, 0.005, 0.7, 0.7])
+    line = weight_line(weight("a", "both"), tensors, bits, "round")
+    found = line.slope[:, None] * weight_codes(codes, bits, "round", line.shift) + line.offset[:, None]
+    expected = real_weight(tensors, weight("a", "both"), bits, "round")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # float64
+    assert torch.equal(line.code_sum, weight_codes(codes, bits, "round", line.shift).sum(1).double())
+
+
+SHAPES = [(3, 9), (3, 254), (3, 255), (4, 2, 5), (4, 1, 3, 3), (3, 2, 2, 3), (2, 40, 3, 3)]
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(
+    st.sampled_from(SHAPES),
+    st.integers(1, 7),
+    st.sampled_from(["round", "shift"]),
+    st.sampled_from(["mean", "both"]),
+    st.integers(0, 1 << 30),
+    st.floats(-3, 3),
+)
+def test_the_quantized_graph_has_the_very_weights_that_the_program_has(
+    shape: tuple[int, ...], bits: int, ladder: Ladder, moments: str, seed: int, mean: float
+) -> None:
+    """Linear and Conv1d and Conv2d: the graph's [out, in, kernel...] are the Program's [out, kernel..., in]."""
+    real = normal(*shape, seed=seed) + mean
+    quantizer = WeightQuantizer("a", shape[0], ladder)
+    quantizer.scale.data = real.flatten(1).abs().amax(1) / 100  # some are clipped
+    with torch.no_grad():
+        quantized = quantizer(real, at(bits))
+        in_graph = MomentCorrection("a", moments, ladder)(quantized, real, quantizer.scale, at(bits))
+    codes = quantizer.codes(real).movedim(1, -1).flatten(1)
+    tensors = dict(zip(("a.mean", "a.std"), numerics.moments(real), strict=True))
+    tensors |= {"a.codes": codes, "a.scale": quantizer.scale.detach()}
+    line = weight_line(weight("a", moments), tensors, bits, ladder)
+    in_program = weight_codes(codes, bits, ladder, line.shift)
+    in_codes = (in_graph.movedim(1, -1).flatten(1).double() - line.offset[:, None]) / line.slope[:, None]
+    assert torch.equal(torch.round(in_codes), in_program.double())
+    # three float32 roundings of numbers up to 128 codes or the offset
+    rounding = 3 * 2.0**-24 * (256 + line.offset.abs() / line.slope)[:, None]
+    assert bool(((in_codes - in_program).abs() <= rounding).all())
+
+
 # When the window's sum is needed
 
 
 @every_ladder
 @every_correction
 @every_width
-def test_eight_bits_and_only_they_do_without_the_windows_sum(bits: int, corrected: str, ladder: Ladder) -> None:
-    tensors = stored("a", OUT, 3, 3, IN // 2)
-    ran = run(conv(Epilogue(), corrected), {"x": "in"}, ("out", (7, 7, OUT)), tensors, at(bits), ladder)
-    assert (ran.bound().window_multiplier is None) == (bits == 8)
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_lower_widths_need_the_windows_sum_but_where_few_codes_hold_their_mean(
+    bits: int, corrected: str, ladder: Ladder, kernel: int
+) -> None:
+    tensors = stored("a", OUT, kernel, kernel, IN)
+    operation = conv(Epilogue(), corrected, groups=1, padding=(kernel // 2,) * 4)
+    ran = run(operation, {"x": "in"}, ("out", (7, 7, OUT)), tensors, at(bits), ladder)
+    assert (ran.bound().window_multiplier is None) == (bits == 8 or (corrected != "none" and kernel == 3))
 
 
 @pytest.mark.parametrize("bits", range(1, 8))
 def test_a_correction_without_offset_does_without_the_windows_sum(bits: int) -> None:
-    """Codes that sum to zero, and a mean of zero: the line from codes to weights goes through the origin."""
-    codes = torch.tensor([[[[64, -64]]], [[[-64, 64]]]], dtype=torch.int8)
+    """Many codes that sum to zero, and a mean of zero: the line from codes to weights goes through the origin."""
+    codes = torch.tensor([64, -64] * 3, dtype=torch.int8).repeat(2, 7, 7, 1)
     codes = codes if bits > 1 else torch.zeros_like(codes)  # signs are no odd function
     for mean in (0.0, 0.25):
-        tensors = {"a.codes": codes.repeat(1, 1, 1, 3), "a.scale": torch.ones(2), "a.mean": torch.tensor([0.0, mean])}
-        ran = run(conv(Epilogue(), "mean", groups=1), {"x": "in"}, ("out", (9, 9, 2)), tensors, at(bits))
+        tensors = {"a.codes": codes, "a.scale": torch.ones(2), "a.mean": torch.tensor([0.0, mean])}
+        ran = run(conv(Epilogue(), "mean", **WIDE), {"x": "in"}, ("out", (7, 7, 2)), tensors, at(bits))
         window = ran.bound().window_multiplier
         assert (window is None) == (mean == 0)
         assert window is None or window.tolist() == [0.0, pytest.approx(mean * 0.02 * 255 / (2**bits - 1) / 0.05)]
