@@ -51,14 +51,21 @@ struct Tiling {
     int64_t count;
     int64_t pixels;
     int64_t larger;
+    bool paired;  // tiles of two short rows instead: weights are read half as often
 
-    explicit Tiling(int64_t width)
+    explicit Tiling(int64_t width, bool may_pair)
         : count((width + MAX_PIXELS - 1) / MAX_PIXELS),
           pixels(width / most(1, count)),
-          larger(width - pixels * count) {}
+          larger(width - pixels * count),
+          paired(may_pair && 2 * width == MAX_PIXELS) {}
 
     // The first pixel of a tile.
     int64_t start(int64_t tile) const { return tile * pixels + least(tile, larger); }
+
+    // Tiles of so many rows.
+    int64_t total(int64_t images, int64_t height) const {
+        return images * (paired ? (height + 1) / 2 : height * count);
+    }
 };
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
@@ -88,16 +95,12 @@ struct Dense {
     // Calls `multiply` for each of the tiles.
     template <class Multiply>
     void each(int64_t channel, int64_t lanes, Range tiles, Multiply multiply) const {
-        const Epilogue& e = c.epilogue;
+        if (tiling.paired) return each_pair(channel, lanes, tiles, multiply);
         while (tiles.first < tiles.last) {
             const int64_t row = tiles.first / tiling.count, tile = tiles.first % tiling.count;
             const int64_t end = least(tiling.count, tile + tiles.last - tiles.first), column = tiling.start(tile);
-            const int64_t output = row * s.out_width + column, element = output * c.out_channels + channel;
-            const uint8_t* inputs = x + s.pixel(c, row / c.out_height, row % c.out_height, column) * walk.pixel_bytes;
-            Finish f{e, e.multiplier + channel, e.addend + channel, windows ? e.window_multiplier + channel : nullptr,
-                     lanes, c.out_channels, c.groups, c.weights.shift, windows ? windows + output * c.groups : nullptr,
-                     e.has_residual ? call.at(e.residual) + element : nullptr,
-                     call.at(c.output) + element * (e.to_float ? 4 : 1)};
+            const uint8_t* inputs = inputs_of(row / c.out_height, row % c.out_height, column);
+            Finish f = finish_of(row * s.out_width + column, channel, lanes);
             const auto run_tiles = [&](int64_t pixels, int64_t count) {
                 for (; count > 0; --count) {
                     multiply(pixels, inputs, f);
@@ -110,6 +113,31 @@ struct Dense {
             tiles.first += end - tile;
         }
     }
+
+    // Likewise, of pairs of rows; the last of an image may be one row.
+    template <class Multiply>
+    void each_pair(int64_t channel, int64_t lanes, Range pairs, Multiply multiply) const {
+        const int64_t image_pairs = (c.out_height + 1) / 2;
+        for (int64_t i = pairs.first; i < pairs.last; ++i) {
+            const int64_t n = i / image_pairs, y = i % image_pairs * 2;
+            const int64_t rows = least(2, c.out_height - y);
+            multiply(rows * s.out_width, inputs_of(n, y, 0),
+                     finish_of((n * c.out_height + y) * s.out_width, channel, lanes));
+        }
+    }
+
+    const uint8_t* inputs_of(int64_t n, int64_t y, int64_t column) const {
+        return x + s.pixel(c, n, y, column) * walk.pixel_bytes;
+    }
+
+    Finish finish_of(int64_t output, int64_t channel, int64_t lanes) const {
+        const Epilogue& e = c.epilogue;
+        const int64_t element = output * c.out_channels + channel;
+        return {e, e.multiplier + channel, e.addend + channel, windows ? e.window_multiplier + channel : nullptr,
+                lanes, c.out_channels, c.groups, c.weights.shift, windows ? windows + output * c.groups : nullptr,
+                e.has_residual ? call.at(e.residual) + element : nullptr,
+                call.at(c.output) + element * (e.to_float ? 4 : 1)};
+    }
 };
 
 inline void conv(const Conv& c, const Call& call) {
@@ -121,10 +149,11 @@ inline void conv(const Conv& c, const Call& call) {
     };
     const float* windows = c.epilogue.window_multiplier ? window_sums(c, s, call, sum_pixels) : nullptr;
     Walk walk = walk_of(c, s);
-    const Tiling tiling(s.out_width);
+    const Tiling tiling(s.out_width, true);
+    walk.half_tile = tiling.paired ? c.stride[0] * s.width * c.channels : MAX_PIXELS / 2 * walk.pixel_stride;
     const bool few = c.weights.bits < 8 && !c.weights.whole && s.images * c.out_height * s.out_width < FEW_PIXELS;
     const int64_t panels = (outputs + PANEL - 1) / PANEL, blocks = (outputs + BLOCK - 1) / BLOCK;
-    const int64_t tiles = s.images * c.out_height * tiling.count;
+    const int64_t tiles = tiling.total(s.images, c.out_height);
     Range work = call.share(c.groups * panels * tiles);
     while (work.first < work.last) {
         const int64_t panel = work.first / tiles, first = work.first % tiles;

@@ -14,6 +14,7 @@ struct Walk {
     int64_t quads;         // of a run
     int64_t pixel_bytes;
     int64_t pixel_stride;  // between the inputs of neighbouring outputs
+    int64_t half_tile;     // between the inputs of the halves of a full tile: they may be two rows
     int64_t panel_bytes;
     const int8_t* next;  // the stored codes that are needed next: they come to the second cache meanwhile
 };
@@ -41,7 +42,7 @@ struct Finish {
 };
 
 // Stores a tile of totals as codes. None is above int32's range; what is not a number becomes the lowest code.
-template <int PIXELS, int VECTORS>
+template <int PIXELS, int VECTORS, bool ALL_CODES>
 INLINE inline void store_tile(const Float (&totals)[PIXELS][VECTORS], const Finish& f) {
     constexpr int COUNT = PIXELS * VECTORS, EACH = PACK / VECTORS;  // pixels of a pack
     const auto low = static_cast<uint8_t>(f.epilogue.low), high = static_cast<uint8_t>(f.epilogue.high);
@@ -51,8 +52,8 @@ INLINE inline void store_tile(const Float (&totals)[PIXELS][VECTORS], const Fini
     };
     unrolled(std::make_integer_sequence<int, (COUNT + PACK - 1) / PACK>{}, [&](auto g) INLINE {
         constexpr int FIRST = g * PACK;
-        const Packed codes = pack(total(number<FIRST>), total(number<FIRST + 1>), total(number<FIRST + 2>),
-                                  total(number<FIRST + 3>), low, high);
+        const Packed codes = pack<ALL_CODES>(total(number<FIRST>), total(number<FIRST + 1>), total(number<FIRST + 2>),
+                                             total(number<FIRST + 3>), low, high);
         unrolled(std::make_integer_sequence<int, EACH>{}, [&](auto i) INLINE {
             if constexpr (FIRST / VECTORS + i < PIXELS) {
                 store_packed<i * VECTORS, VECTORS>(f.output + (FIRST / VECTORS + i) * f.pixel_step, codes, f.lanes);
@@ -94,7 +95,11 @@ INLINE inline void finish_tile(const Int (&sums)[PIXELS][VECTORS], const Finish&
         });
     } else {
         if (!f.epilogue.in_range) each([&](Float& t, auto, auto) INLINE { t = smaller(high, t); });
-        store_tile<PIXELS, VECTORS>(totals, f);
+        if (f.epilogue.low == 0 && f.epilogue.high == 255) {  // packing saturates: that is the clamp
+            store_tile<PIXELS, VECTORS, true>(totals, f);
+        } else {
+            store_tile<PIXELS, VECTORS, false>(totals, f);
+        }
     }
 }
 
@@ -107,7 +112,11 @@ INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_
     constexpr auto each_pixel = std::make_integer_sequence<int, PIXELS>{};
     constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
     unrolled(each_pixel, [&](auto p) INLINE { unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = zero(); }); });
-    const int64_t stride = walk.pixel_stride, second = walk.panel_bytes;
+    const int64_t stride = walk.pixel_stride, half = walk.half_tile, second = walk.panel_bytes;
+    const auto pixel = [&](const uint8_t* from, auto p) INLINE {
+        constexpr int HALF = PIXELS == MAX_PIXELS ? PIXELS / 2 : PIXELS;
+        return p < HALF ? from + p * stride : from + half + (p - HALF) * stride;
+    };
     const int8_t* next = walk.next;
     const auto take = [&](const uint8_t* from, auto quads) INLINE {
         constexpr int QUADS = quads;
@@ -126,9 +135,9 @@ INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_
         unrolled(each_pixel, [&](auto p) INLINE {
             Bytes inputs[QUADS];
             if constexpr (QUADS == 2 && p % 2 == 1) {
-                broadcast_pair(from + p * stride, inputs);
+                broadcast_pair(pixel(from, p), inputs);
             } else {
-                unrolled(each_quad, [&](auto q) INLINE { inputs[q] = broadcast(from + p * stride + q * QUAD); });
+                unrolled(each_quad, [&](auto q) INLINE { inputs[q] = broadcast(pixel(from, p) + q * QUAD); });
             }
             unrolled(each_quad, [&](auto q) INLINE {
                 unrolled(each_vector, [&](auto v) INLINE { sums[p][v] = dot(sums[p][v], inputs[q], w[q][v]); });

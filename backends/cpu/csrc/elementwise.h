@@ -11,7 +11,7 @@ inline void quantize_run(const Quantize& q, const float* x, int64_t count, uint8
     int64_t i = 0;
     for (; i + PACK * LANES <= count; i += PACK * LANES) {
         const auto total = [&](int v) INLINE { return smaller(high, load(x + i + v * LANES) * scale + zero_point); };
-        store_packed<0, PACK>(codes + i, pack(total(0), total(1), total(2), total(3), 0, 255), PACK * LANES);
+        store_packed<0, PACK>(codes + i, pack<true>(total(0), total(1), total(2), total(3), 0, 255), PACK * LANES);
     }
     for (; i < count; i += LANES) {
         const int64_t lanes = least(LANES, count - i);

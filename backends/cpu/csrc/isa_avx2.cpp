@@ -70,12 +70,14 @@ inline void store_codes(uint8_t* p, Float v, int64_t count) {
 // Codes of four vectors side by side. None is above int32's range; what is not a number becomes the lowest code.
 constexpr int PACK = 4;
 using Packed = __m256i;
+template <bool ALL_CODES>
 inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
     const __m256i lowest = _mm256_set1_epi8(static_cast<char>(low));
     const __m256i highest = _mm256_set1_epi8(static_cast<char>(high));
     const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
     const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
-    const __m256i codes = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(ab, cd), lowest), highest);
+    __m256i codes = _mm256_packus_epi16(ab, cd);
+    if constexpr (!ALL_CODES) codes = _mm256_min_epu8(_mm256_max_epu8(codes, lowest), highest);
     return _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 // `count` codes, at most VECTORS vectors, from vector FIRST on.

@@ -69,11 +69,13 @@ inline Packed pack_scattered(Float a, Float b, Float c, Float d) {
     const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
     return _mm512_packus_epi16(ab, cd);
 }
+template <bool ALL_CODES>
 inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
     const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i lowest = _mm512_set1_epi8(static_cast<char>(low));
     const __m512i highest = _mm512_set1_epi8(static_cast<char>(high));
-    const __m512i codes = _mm512_min_epu8(_mm512_max_epu8(pack_scattered(a, b, c, d), lowest), highest);
+    __m512i codes = pack_scattered(a, b, c, d);
+    if constexpr (!ALL_CODES) codes = _mm512_min_epu8(_mm512_max_epu8(codes, lowest), highest);
     return _mm512_permutexvar_epi32(in_order, codes);
 }
 // `count` codes, at most VECTORS vectors, from vector FIRST on.

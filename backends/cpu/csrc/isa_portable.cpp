@@ -64,6 +64,7 @@ constexpr int PACK = 4;
 struct Packed {
     uint8_t codes[PACK * LANES];
 };
+template <bool ALL_CODES>
 inline Packed pack(Float a, Float b, Float c, Float d, uint8_t low, uint8_t high) {
     Packed packed;
     const Float lowest = splat(static_cast<float>(low)), highest = splat(static_cast<float>(high));

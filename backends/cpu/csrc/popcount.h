@@ -104,7 +104,7 @@ inline void popcount(const Conv& c, const Call& call) {
     const float* windows = c.epilogue.window_multiplier ? window_sums(c, s, call, sum_pixels) : nullptr;
     const Walk walk = bit_walk(c, s);
     const Planes planes{c.input_bits, bits.bytes, c.weights.bits, walk.panel_bytes / c.weights.bits};
-    const Tiling tiling(s.out_width);
+    const Tiling tiling(s.out_width, false);
     const Dense dense{c, s, call, walk, tiling, bits.start, windows};
     const int64_t tiles = s.images * c.out_height * tiling.count;
     Range work = call.share((c.out_channels + PANEL - 1) / PANEL * tiles);
