@@ -58,14 +58,14 @@ class Builder:
         self.inputs.append(name)
         return name
 
-    def new_grid(self, *, codes_only: bool = True, layers: tuple[str, ...] = ()) -> str:
-        """A grid with zero-points that are codes, or any whole numbers."""
+    def new_grid(self, *, codes_only: bool = True, layers: tuple[str, ...] = (), factor: float = 1.0) -> str:
+        """A grid with zero-points that are codes, or any whole numbers, and scales times `factor`."""
         zeros, scales = [], []
         for bits in ALL_BITS:
             top = activation_range(bits)[1]
             low, high = (0, top) if codes_only else (-top, 2 * top)
             zeros.append(round(self.uniform(low, high)))
-            scales.append(self.uniform(1.0, 4.0) / top)
+            scales.append(factor * self.uniform(1.0, 4.0) / top)
         name = f"grid{len(self.grids)}"
         self.grids[name] = Grid(tuple(scales), tuple(zeros), layers)
         return name

@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from program_builder import Builder
-from programs import KINDS, Case, chain, single
-from torch import Tensor
 
-from mbqc.backend import Executable
-from mbqc.backends import cpu, reference
-from mbqc.backends.cpu.native import ISA_VARIABLE, supported_isas
-from mbqc.program.operations import Epilogue, Program
+from mbqc.program.operations import Epilogue
 from mbqc.widths import Widths
-
-quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-
-
-def executables(program: Program) -> Iterator[tuple[str, Executable]]:
-    """The Program on every backend and instruction set but the reference."""
-    with pytest.MonkeyPatch.context() as patch:
-        for isa in supported_isas():
-            patch.setenv(ISA_VARIABLE, isa)
-            yield f"cpu {isa}", cpu.load(program)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Equal to the last bit, signs of zeros and not-a-numbers included."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    bits = torch.int32 if a.dtype == torch.float32 else a.dtype
-    return torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
-
-
-def check(case: Case) -> None:
-    expected = reference.load(case.program).trace(case.inputs, case.widths)
-    for name, executable in executables(case.program):
-        found = executable.trace(case.inputs, case.widths)
-        for value in case.program.listing.values:
-            assert same(found[value], expected[value]), f"{name}: {value} differs\n{case.program.listing}"
-        for value, output in zip(case.program.listing.outputs, executable.run(case.inputs, case.widths), strict=True):
-            assert same(output, expected[value]), f"{name}: output {value} differs from its trace"
+from tests.backends.compare import check
+from tests.backends.fuzz import failure
+from tests.backends.program_builder import Builder
+from tests.backends.programs import KINDS, Case
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_single_operation(kind: str) -> None:
-    @settings(quick, max_examples=400 if kind == "conv" else 150)
-    @given(single(kind))
-    def run(case: Case) -> None:
-        check(case)
-
-    run()
-
-
-@settings(quick, max_examples=150)
-@given(chain())
-def test_chain_of_operations(case: Case) -> None:
-    check(case)
+def test_fuzzed_programs(kind: str) -> None:
+    """The first cases of tests/backends/fuzz.py."""
+    for index in range(300 if kind in ("conv", "chain") else 100):
+        assert failure(kind, 0, index) is None
 
 
 @pytest.mark.parametrize("bits", [8, 5, 1])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from program_builder import Builder
 from torch import Tensor
 
 from mbqc.backends import cpu, reference
@@ -17,6 +16,7 @@ from mbqc.errors import BackendError
 from mbqc.numerics import ALL_BITS
 from mbqc.program.operations import AtenCall, AveragePool, Concat, Epilogue, Program, Reference, Reshape
 from mbqc.widths import Widths
+from tests.backends.program_builder import Builder
 
 
 def residual_network(*, with_float: bool = False) -> Program:
