@@ -23,6 +23,9 @@ ISA_VARIABLE = "MBQC_CPU_ISA"
 LIMITS = ("multiply", "read", "count_bits")
 """What `Kernels.probe` does, see csrc/abi.h."""
 
+LIBRARY_VARIABLE = "MBQC_CPU_LIBRARY"
+"""Names a folder with another build of the kernels, such as one with a sanitizer in it."""
+
 
 class Team:
     """Native threads that run calls together, the caller's thread being one of them. One call at a time has them."""
@@ -112,7 +115,7 @@ def kernels() -> Kernels:
     Raises:
         BackendError: the library was not built or is another version's, or the machine lacks the instruction set.
     """
-    library = open_library(Path(__file__).parent)
+    library = open_library(library_folder())
     supported = supported_isas()
     wanted = os.environ.get(ISA_VARIABLE, supported[-1])
     hint = f"use {' or '.join(supported)}"
@@ -125,8 +128,13 @@ def kernels() -> Kernels:
 
 def supported_isas() -> list[str]:
     """The instruction sets that this machine and build support, the best one last."""
-    library = open_library(Path(__file__).parent)
+    library = open_library(library_folder())
     return [isa for index, isa in enumerate(ISAS) if library.mbqc_supports(index)]
+
+
+def library_folder() -> Path:
+    """Where the kernel library is: here, or where the environment variable MBQC_CPU_LIBRARY says."""
+    return Path(os.environ.get(LIBRARY_VARIABLE, Path(__file__).parent))
 
 
 @lru_cache(maxsize=1)

@@ -48,7 +48,10 @@ class ReferenceExecutable:
         return [values[name] for name in self._program.listing.outputs]
 
     def trace(self, inputs: Sequence[Tensor], widths: Widths) -> dict[str, Tensor]:
-        """Every value of the Program by name; u8 values as uint8."""
+        """Every value of the Program by name; u8 values as uint8.
+
+        All are row-major: what torch computes in a float fallback depends, in the last bit, on strides.
+        """
         return self._execute(inputs, widths, [])
 
     def profile(self, inputs: Sequence[Tensor], widths: Widths) -> tuple[float, ...]:
@@ -74,9 +77,9 @@ class ReferenceExecutable:
         for step in steps:
             if isinstance(step.operation, Aten):
                 results = aten.call(step.operation.call, values, self._program.tensors, batch)
-                values.update(zip(step.operation.outputs, results, strict=True))
+                values |= {o: result.contiguous() for o, result in zip(step.operation.outputs, results, strict=True)}
             else:
-                values[step.operation.output] = self._run_step(step, values, batch)
+                values[step.operation.output] = self._run_step(step, values, batch).contiguous()
             ends.append(time.perf_counter())
         return values
 
@@ -107,10 +110,10 @@ class ReferenceExecutable:
                 shape = at_batch(self._program.listing.values[operation.output].shape, batch)
                 return values[operation.input].reshape(shape)
             case Permute():
-                return values[operation.input].permute(operation.dims).contiguous()
+                return values[operation.input].permute(operation.dims)
             case Quantize():
                 x = values[operation.input]
-                x = x.movedim(1, -1).contiguous() if operation.channels_last else x
+                x = x.movedim(1, -1) if operation.channels_last else x
                 return self._finish(x, None, step.epilogues[0], None, operation.output)
             case Conv() | Linear() | Affine() | AveragePool():
                 accumulator, window = self._accumulate(step, values[operation.input].long())

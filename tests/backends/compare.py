@@ -15,12 +15,12 @@ from tests.backends.fences import FencedExecutable
 from tests.backends.programs import Case
 
 
-def executables(program: Program) -> Iterator[tuple[str, FencedExecutable]]:
+def executables(program: Program, threads: int) -> Iterator[tuple[str, FencedExecutable]]:
     """The Program on every instruction set."""
     with pytest.MonkeyPatch.context() as patch:
         for isa in supported_isas():
             patch.setenv(ISA_VARIABLE, isa)
-            yield f"cpu {isa}", FencedExecutable(program)
+            yield f"cpu {isa}, {threads} threads", FencedExecutable(program, threads)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -38,7 +38,7 @@ def check(case: Case) -> None:
         AssertionError: one differs, or a kernel wrote where it must not.
     """
     expected = reference.load(case.program).trace(case.inputs, case.widths)
-    for name, executable in executables(case.program):
+    for name, executable in executables(case.program, case.threads):
         found = executable.trace(case.inputs, case.widths)
         for value in case.program.listing.values:
             assert same(found[value], expected[value]), f"{name}: {value} differs\n{case.program.listing}"

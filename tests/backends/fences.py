@@ -63,12 +63,12 @@ class Fences:
 class FencedExecutable:
     """A loaded Program whose memory is fenced."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, threads: int) -> None:
         self._listing = program.listing
         aligned = memory._aligned
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(memory, "_aligned", lambda size: aligned(size) + GAP)
-            self._executable: CpuExecutable = cpu.load(program)
+            self._executable: CpuExecutable = cpu.load(program, threads)
         self._fences = Fences()
         self._executable._pool = self._fences  # type: ignore[assignment]
         for name, layer in self._executable._layers.items():

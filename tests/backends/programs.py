@@ -43,6 +43,7 @@ class Case:
     program: Program
     inputs: list[Tensor]
     widths: Widths
+    threads: int = 1
 
 
 @dataclass
@@ -331,7 +332,7 @@ def _case(drawing: Drawing, values: list[str]) -> Case:
     batch = drawing.whole(0, 5)
     inputs = [_input(build, (batch, *build.shape(name)[1:])) for name in build.inputs]
     widths = Widths(tuple((layer, drawing.whole(1, 8)) for layer in build.layers))
-    return Case(program, inputs, widths)
+    return Case(program, inputs, widths, threads=drawing.one_of(1, 1, 2, 3))
 
 
 def _spare_layer(build: Builder, index: int) -> str:

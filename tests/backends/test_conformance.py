@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mbqc.program.operations import Epilogue
+from mbqc.program.operations import AtenCall, Epilogue, Reference
 from mbqc.widths import Widths
 from tests.backends.compare import check
 from tests.backends.fuzz import failure
@@ -20,6 +20,16 @@ def test_fuzzed_programs(kind: str) -> None:
     """The first cases of tests/backends/fuzz.py."""
     for index in range(300 if kind in ("conv", "chain") else 100):
         assert failure(kind, 0, index) is None
+
+
+def test_float_fallbacks_read_row_major_values() -> None:
+    """Torch's gelu gives other last bits on values that lie in memory in another order."""
+    build = Builder(seed=4)
+    image = build.quantize(build.new_input((-1, 9, 9, 24)), build.new_grid())
+    real = build.conv(image, 24, (3, 3), groups=24, grid=None)
+    program = build.finish((build.aten(AtenCall("gelu.default", (Reference(real),)), build.shape(real)),))
+    inputs = [torch.randn(3, 9, 9, 24, generator=torch.Generator().manual_seed(0))]
+    check(Case(program, inputs, Widths((("layer0", 8),))))
 
 
 @pytest.mark.parametrize("bits", [8, 5, 1])
