@@ -35,8 +35,8 @@ from mbqc.program.operations import (
 from mbqc.program.verify_aten import check_aten, check_elementwise
 
 LARGEST_CODE = 255
-LARGEST_ROUNDING = 64
-"""A narrowed weight code, scaled back to 8 bits, exceeds the stored one by at most half a 1-bit step."""
+LARGEST_WEIGHT = 128
+"""Whatever is stored: kernels may leave codes of a lower width scaled to 8 bits, and at 1 bit -1 becomes -128."""
 
 LARGEST_ZERO_POINT = 1 << 15
 LARGEST_SAMPLE = 1 << 31
@@ -204,7 +204,7 @@ class _Rules:
         _require(
             all(0 < v <= 1 << 16 for v in (*kernel, *operation.stride, *dilation)), "a window size is not positive"
         )
-        _require(all(0 <= p <= 1 << 16 for p in operation.padding), "padding is negative")
+        _require(all(0 <= p <= 1 << 16 for p in operation.padding), "padding is negative or beyond 65536")
         if any(operation.padding) and not isinstance(operation, MaxPool):
             self._padding_code(source)
         top, bottom, left, right = operation.padding
@@ -215,6 +215,10 @@ class _Rules:
             )
         ]
         _require(min(sizes) > 0, "the window is larger than its input")
+        _require(
+            abs(n) * (height + top + bottom) * (width + left + right) * channels < LARGEST_SAMPLE,
+            "the input with its padding is too large",
+        )
         return (n, *sizes, out)
 
     def _padding_code(self, source: Value) -> None:
@@ -234,9 +238,11 @@ class _Rules:
                 _require(tuple(self._tensor(name, torch.float32).shape) == (out,), f"{name} must have {out} entries")
         _require(weight.mean is not None or weight.std is None, "a spread is corrected only together with the mean")
         _require(bool((self.tensors[weight.scale] > 0).all()), f"{weight.scale} must be positive")
-        sums = codes.flatten(1).to(torch.int16).abs().sum(1, dtype=torch.int64) + LARGEST_ROUNDING * codes[0].numel()
-        largest = int(sums.max()) * LARGEST_CODE
-        _require(largest < 1 << 31, f"an accumulator could reach {largest}, more than 32 bits hold")
+        largest = codes[0].numel() * LARGEST_WEIGHT * LARGEST_CODE
+        _require(
+            largest < 1 << 31,
+            f"an accumulator over {codes[0].numel()} inputs could reach {largest}, more than 32 bits hold",
+        )
         return out, codes
 
     def _tensor(self, name: str, dtype: torch.dtype) -> Tensor:

@@ -42,6 +42,20 @@ def test_accumulators_beyond_the_float_mantissa(bits: int) -> None:
     check(Case(program, inputs, Widths((("layer0", bits),))))
 
 
+@pytest.mark.parametrize("bits", [8, 2, 1])
+@pytest.mark.parametrize("code", [-128, -1, 127])
+def test_the_largest_accumulators(bits: int, code: int) -> None:
+    """As many inputs as 32 bits allow, all of the largest code."""
+    inputs = (2**31 - 1) // (255 * 128)
+    build = Builder(seed=6)
+    codes = build.quantize(build.new_input((-1, inputs)), build.new_grid())
+    result = build.linear(codes, 3, grid=None)
+    build.tensors["t0"].fill_(code)
+    assert build.tensors["t0"].dtype == torch.int8
+    program = build.finish((result,))
+    check(Case(program, [torch.full((2, inputs), 100.0)], Widths((("layer0", bits),))))
+
+
 @pytest.mark.parametrize("bits", [8, 5, 1])
 @pytest.mark.parametrize(("gain", "grid"), [(1e12, True), (1e12, False), (1e-37, False)])
 def test_multipliers_at_the_ends_of_the_float_range(bits: int, gain: float, grid: bool) -> None:

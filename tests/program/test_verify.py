@@ -238,6 +238,13 @@ SHAPES = [
     ("no groups", operation(CONV, groups=0), "with 0 groups does not fit", CONV),
     ("a stride of zero", operation(CONV, stride=(1, 0)), "a window size is not positive", CONV),
     ("a dilation of zero", operation(MAX, dilation=(0, 1)), "a window size is not positive", MAX),
+    ("padding without end", operation(CONV, padding=(0, 1 << 17, 0, 0)), "or beyond 65536", CONV),
+    (
+        "padding that takes gigabytes",
+        operation(CONV, padding=(1 << 16, 1 << 16, 1 << 16, 1 << 16), stride=(1 << 16, 1 << 16)),
+        "the input with its padding is too large",
+        CONV,
+    ),
     ("an empty kernel", operation(MEAN, kernel=(0, 3)), "a window size is not positive", MEAN),
     ("negative padding", operation(CONV, padding=(-1, 1, 1, 1)), "padding is negative", CONV),
     ("a window larger than its input", operation(MAX, kernel=(9, 1)), "larger than its input", MAX),
@@ -324,13 +331,13 @@ def sums(weight: Tensor) -> Program:
     return Program(made, {"w": weight, "s": torch.ones(weight.shape[0])})
 
 
-@pytest.mark.parametrize("code", [-128, 127])
+@pytest.mark.parametrize("code", [-128, -1, 127])
 def test_an_accumulator_that_could_overflow_is_refused(code: int) -> None:
-    """One more weight of this size times the largest code, and 32 bits are too few; the smaller layer is far below."""
-    count = -(-(2**31) // (255 * abs(code)))
-    with pytest.raises(VerifyError, match="an accumulator could reach"):
-        verify_program(sums(torch.full((2, count), code, dtype=torch.int8)))
-    verify_program(sums(torch.full((2, count // 2), code, dtype=torch.int8)))
+    """Whatever the stored codes: at 1 bit, scaled back to 8, a code of -1 counts as -128."""
+    most = (2**31 - 1) // (255 * 128)
+    verify_program(sums(torch.full((2, most), code, dtype=torch.int8)))
+    with pytest.raises(VerifyError, match=f"an accumulator over {most + 1} inputs could reach"):
+        verify_program(sums(torch.full((2, most + 1), code, dtype=torch.int8)))
 
 
 # Values without dimensions: nobody makes them, but an artifact could hold them

@@ -176,14 +176,17 @@ void run_columns(const ScatteredLayer<ROWS, WINDOWS>& layer, const Depthwise& c,
     }
 }
 
-// Some of the groups of ROWS rows, of up to 64 / ROWS channels.
+// Some of the groups of ROWS rows, of up to 64 / ROWS channels. Rows that are left over come with the last group of an
+// image and some of its rows again: no two threads write the same.
 template <int ROWS, bool WINDOWS>
 void depthwise_columns(const Depthwise& c, const Call& call, const int8_t* panels, int64_t channel, Range groups) {
     const ScatteredLayer<ROWS, WINDOWS> layer(c, panels, channel);
     const auto run = c.stride[1] == 1 ? run_columns<ROWS, WINDOWS, 1> : run_columns<ROWS, WINDOWS, 2>;
-    const int64_t image_groups = (c.out_height + ROWS - 1) / ROWS;
+    const int64_t image_groups = c.out_height / ROWS;
     for (int64_t i = groups.first; i < groups.last; ++i) {
-        run(layer, c, call, i / image_groups, least(i % image_groups * ROWS, c.out_height - ROWS), channel);
+        const int64_t n = i / image_groups, group = i % image_groups;
+        run(layer, c, call, n, group * ROWS, channel);
+        if (group == image_groups - 1 && c.out_height % ROWS) run(layer, c, call, n, c.out_height - ROWS, channel);
     }
 }
 
@@ -198,7 +201,7 @@ inline bool depthwise_3x3(const Depthwise& c, const Call& call) {
     if (c.padding[0] || c.padding[1]) std::memset(call.own(c.columns), static_cast<int>(c.border_code), border_bytes);
     // threads take rows of outputs: each needs its neighbours' inputs only at the edge
     const auto run = [&](auto rows, int64_t channel) {
-        const Range groups = call.share(call.at(c.images) * ((c.out_height + rows - 1) / rows));
+        const Range groups = call.share(call.at(c.images) * (c.out_height / rows));
         if (e.window_multiplier) {
             depthwise_columns<rows, true>(c, call, panels, channel, groups);
         } else {

@@ -39,10 +39,17 @@ void Call::sync() const {
 }
 
 Team::Team(int64_t threads) {
-    for (int64_t thread = 1; thread < threads; ++thread) helpers.emplace_back(&Team::serve, this, thread);
+    try {
+        for (int64_t thread = 1; thread < threads; ++thread) helpers.emplace_back(&Team::serve, this, thread);
+    } catch (const std::exception&) {  // the system has no more
+        end();
+        throw;
+    }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
     {
         const std::lock_guard<std::mutex> lock(mutex);
         calls.store(-1, std::memory_order_release);

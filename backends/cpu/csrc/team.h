@@ -39,6 +39,7 @@ public:
     void run(Job job);
 
 private:
+    void end();
     void serve(int64_t thread);
     bool await(int64_t seen);
 
