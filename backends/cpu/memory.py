@@ -13,6 +13,7 @@ from torch import Tensor
 from mbqc.backends.cpu.abi import BLOCK, PANEL_BLOCKS, QUAD, Place
 from mbqc.backends.cpu.geometry import ConvGeometry, bands, extent
 from mbqc.backends.cpu.popcount import MOST_PLANES, countable
+from mbqc.errors import BackendError
 from mbqc.ir.types import at_batch
 from mbqc.program.arena import ALIGNMENT, ITEM_BYTES, Arena, plan, sample_bytes
 from mbqc.program.operations import TORCH_DTYPES, Aten, Listing, outputs_of
@@ -155,11 +156,19 @@ class ArenaPool:
 
     @contextmanager
     def arena(self, size: int) -> Iterator[Tensor]:
-        """An arena of at least `size` bytes for the duration of a call."""
+        """An arena of at least `size` bytes for the duration of a call.
+
+        Raises:
+            BackendError: there is no memory of that size.
+        """
         with self._lock:
             arena = self._free.pop() if self._free else None
         if arena is None or arena.numel() < size:
-            arena = torch.empty(size, dtype=torch.uint8)
+            try:
+                arena = torch.empty(size, dtype=torch.uint8)
+            except RuntimeError as error:
+                message = f"the call needs {size / (1 << 30):.1f} GiB of memory, which there is not"
+                raise BackendError(message, hint="give it a smaller batch") from error
         try:
             yield arena
         finally:

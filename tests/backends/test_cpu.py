@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,10 @@ from mbqc.backends import cpu, reference
 from mbqc.backends.cpu import abi, native
 from mbqc.errors import BackendError
 from mbqc.numerics import ALL_BITS
+from mbqc.program.operations import AtenCall, Constant, Reference, Value
 from tests.backends.networks import images, residual_network, uniform
+from tests.backends.program_builder import Builder
+from tests.backends.stress import results
 
 
 def equal(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -62,18 +68,78 @@ def test_results_outlive_later_runs() -> None:
     assert equal([traced[name] for name in program.listing.outputs], kept)
 
 
-def test_threads_at_different_widths_do_not_disturb_each_other() -> None:
+def test_many_callers_at_all_widths_at_once() -> None:
+    """A slice of tests/backends/stress.py."""
+    assert all(results(calls=400))
+
+
+def test_a_process_that_forks_after_a_call() -> None:
+    """A fork copies no threads: the child makes its own."""
+    program = residual_network()
+    executable = cpu.load(program, threads=2)
+    expected = executable.run([images(2)], uniform(program, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons advise against forking beside threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if equal(executable.run([images(2)], uniform(program, 3)), expected) else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        raise AssertionError("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert equal(executable.run([images(2)], uniform(program, 3)), expected)
+
+
+def test_calls_that_are_interrupted_leave_nothing_behind() -> None:
+    """An exception out of a signal handler, at any moment of a call."""
     program = residual_network(with_float=True)
-    executable, definition = cpu.load(program), reference.load(program)
-    jobs = [(bits, batch) for bits in ALL_BITS for batch in (1, 4)]
-    expected = {job: definition.run([images(job[1])], uniform(program, job[0])) for job in jobs}
+    executable = cpu.load(program, threads=2)
+    expected = executable.run([images(3)], uniform(program, 4))
 
-    def run(job: tuple[int, int]) -> bool:
-        bits, batch = job
-        return equal(executable.run([images(batch)], uniform(program, bits)), expected[job])
+    within, interrupted = False, 0
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(run, jobs * 20))
+    def interrupt(*_: object) -> None:
+        if within:  # a signal may arrive late
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(200):
+            try:
+                within = True
+                signal.setitimer(signal.ITIMER_REAL, 2e-5 * (1 + i % 50))
+                executable.run([images(3)], uniform(program, 4))
+                within = False
+            except KeyboardInterrupt:
+                within, interrupted = False, interrupted + 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 20
+    assert equal(executable.run([images(3)], uniform(program, 4)), expected)
+
+
+def test_a_call_that_fails_in_the_middle() -> None:
+    """Torch refuses an index outside its table, between two native runs; the next call has the team and an arena."""
+    build = Builder(seed=9)
+    build.values["ids"] = Value("i64", (-1, 2))
+    build.inputs.append("ids")
+    table = build.tensor(build.normal(7, 4))
+    call = AtenCall("embedding.default", (Constant(table), Reference("ids")))
+    rows = build.quantize(build.aten(call, (-1, 2, 4)), build.new_grid())
+    program = build.finish((build.linear(rows, 3, grid=None),))
+    executable = cpu.load(program, threads=2)
+    good, bad = torch.tensor([[0, 6]]), torch.tensor([[0, 7]])
+    expected = reference.load(program).run([good], uniform(program, 5))
+    for _ in range(3):
+        with pytest.raises(BackendError, match="index out of range"):
+            executable.run([bad], uniform(program, 5))
+        assert equal(executable.run([good], uniform(program, 5)), expected)
 
 
 def test_stored_weights_are_never_modified() -> None:
