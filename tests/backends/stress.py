@@ -46,9 +46,10 @@ def results(calls: int, callers: int = 8) -> Iterator[bool]:
 def main(
     calls: Annotated[int, typer.Option(min=1)] = 10_000,
     callers: Annotated[int, typer.Option(min=1, help="Threads that call.")] = 8,
+    torch_threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 2,
 ) -> None:
     """Calls, shows progress and counts wrong results."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(torch_threads)
     wrong = sum(not right for right in track(results(calls, callers), "calls", total=calls))
     print(f"{calls} calls, {wrong} wrong")
     raise typer.Exit(1 if wrong else 0)
