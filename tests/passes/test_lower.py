@@ -396,12 +396,12 @@ def test_an_operation_that_has_no_form_is_named_with_its_source() -> None:
 
 def test_a_layer_that_could_overflow_its_accumulator_is_refused() -> None:
     def wide() -> nn.Module:
-        layer = nn.Linear(50_000, 1)
+        layer = nn.Linear(70_000, 1)
         nn.init.constant_(layer.weight, 0.01)
         return nn.Sequential(layer)
 
     with pytest.raises(VerifyError, match="more than 32 bits hold") as caught:
-        compiled(seeded(wide, (2, 50_000)))
+        compiled(seeded(wide, (2, 70_000)))
     assert "linear" in str(caught.value.where)
 
 
