@@ -151,7 +151,7 @@ class Drawing:
         build = self.build
         source = source or self.image(self.one_of(3, 16, 24, 32, 48, 64, 80, 96, 130), largest=self.one_of(9, 20))
         channels = build.shape(source)[-1]
-        padding = self.one_of((1, 1, 1, 1), (2, 1, 2, 0), (2, 1, 2, 2), (3, 3, 3, 3))
+        padding = self.one_of((1, 1, 1, 1), (2, 1, 2, 0), (0, 2, 0, 2), (2, 0, 1, 2), (2, 1, 2, 2), (3, 3, 3, 3))
         stride = self.one_of((1, 1), (2, 2), (2, 1), (1, 2), (3, 1))
         options = {"groups": channels, "corrected": self.one_of("none", "mean", "both"), "grid": self.new_grid()}
         epilogue = Epilogue(low=self.one_of(None, -0.25), high=self.one_of(None, 0.75))
@@ -218,7 +218,8 @@ class Drawing:
         return build.add(lambda out: Concat(tuple(sources), out, dim), tuple(shape), self.grid(codes_only=False))
 
     def lookup(self, source: str | None = None) -> str:
-        source = source or self.codes((-1, 5, self.one_of(self.whole(0, 20), 64, 131)), codes_only=False)
+        shape = self.one_of((-1, 5, self.whole(0, 20)), (-1, self.one_of(15, 16, 17, 63, 64, 65, 127, 131)))
+        source = source or self.codes(shape, codes_only=False)
         functions = self.one_of(
             (), (AtenCall("hardswish.default"),), (AtenCall("sigmoid.default"), AtenCall("leaky_relu.default", (0.2,)))
         )
