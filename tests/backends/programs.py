@@ -332,7 +332,8 @@ def _case(drawing: Drawing, values: list[str]) -> Case:
     program = build.finish(tuple(outputs))
     batch = drawing.whole(0, 5)
     inputs = [_input(build, (batch, *build.shape(name)[1:])) for name in build.inputs]
-    widths = Widths(tuple((layer, drawing.whole(1, 8)) for layer in build.layers))
+    widest = drawing.one_of(2, 8, 8)  # layers whose inputs are of few bits as well have kernels of their own
+    widths = Widths(tuple((layer, drawing.whole(1, widest)) for layer in build.layers))
     return Case(program, inputs, widths, threads=drawing.one_of(1, 1, 2, 3))
 
 
