@@ -144,7 +144,8 @@ inline void pack_bits(const uint8_t* x, int64_t bytes, int64_t planes, int64_t p
     for (; i + 8 <= bytes; i += 8) {
         const __m512i codes = _mm512_loadu_si512(x + 8 * i);
         for (int64_t plane = 0; plane < planes; ++plane) {
-            _store_mask64(reinterpret_cast<__mmask64*>(y + plane * plane_bytes + i), bit(codes, plane));
+            const uint64_t bits = bit(codes, plane);
+            std::memcpy(y + plane * plane_bytes + i, &bits, sizeof(bits));
         }
     }
     if (i == bytes) return;
