@@ -30,9 +30,9 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS
 
 echo "== address and undefined behaviour"
 build address -fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=null,object-size,pointer-overflow
-run address libasan.so tests.backends.fuzz --count "${1:-650}"
+run address libasan.so tests.backends.fuzz --count "${1:-400}"
 
 echo "== threads"
 build thread -fsanitize=thread
-run thread libtsan.so tests.backends.fuzz --count "${1:-650}"
-run thread libtsan.so tests.backends.stress --calls "${1:-650}" --torch-threads 1
+run thread libtsan.so tests.backends.fuzz --count "${1:-400}"
+run thread libtsan.so tests.backends.stress --calls "${1:-400}" --torch-threads 1
