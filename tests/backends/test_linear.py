@@ -35,7 +35,7 @@ def two_layers(inputs: int, outputs: int, corrected: str, ladder: Ladder, seed: 
 
 
 def with_inputs_of(program: Program, input_bits: int, bits: int) -> Widths:
-    """Layers of `bits`, but for the last, which gives the inputs their width; with few bits of both, layers count ones."""
+    """Layers of `bits`, but for the last, which gives the inputs their width; few bits of both: layers count ones."""
     *layers, last = program.listing.layers
     return Widths((*((layer, bits) for layer in layers), (last, input_bits)))
 
