@@ -59,6 +59,10 @@ class Executable(Protocol):
         """Seconds that each operation of the Program took, in its order, in one run."""
         ...
 
+    def prepare(self, widths: Widths, batch: int) -> None:
+        """Makes ahead what the first such call would make: numbers of the widths, other forms of weights."""
+        ...
+
     def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
         """What runs each operation of the Program, in words for a table; `torch` for float fallbacks."""
         ...

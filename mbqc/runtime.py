@@ -81,6 +81,20 @@ class Compiled:
         outputs = self.executable.run(self.check_inputs(inputs), widths or self.widths(bits))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
+    def prepare(self, bits: Bits = FULL_BITS, batch: int = 1) -> None:
+        """Makes ahead what calls at these widths need, so that the first one takes no longer than the others.
+
+        That is above all packed copies of linear layers' weights, which make calls of few samples faster and are kept.
+
+        Args:
+            bits: as for a call.
+            batch: samples of the calls to come.
+
+        Raises:
+            WidthsError: as for a call.
+        """
+        self.executable.prepare(self.widths(bits), batch)
+
     def check_inputs(self, inputs: tuple[Array, ...]) -> list[Tensor]:
         """Inputs as contiguous CPU tensors that fit the Program.
 

@@ -20,6 +20,9 @@ PANEL_BLOCKS = 2
 
 MAX_RANK = 8
 
+MAX_PACKED_ROWS = 8
+"""Rows that packed weights are for, at most."""
+
 
 class Place(ctypes.Structure):
     """Memory at `bases[base] + max(batch, 1) * sample + fixed`; base 0 is the arena."""
@@ -86,6 +89,8 @@ class StoredWeights(ctypes.Structure):
         ("whole", c_void_p),
         ("rest", c_void_p),
         ("positions", c_void_p),
+        ("packed", c_void_p),
+        ("field", c_int64),
     ]
 
 
@@ -107,6 +112,7 @@ class Conv(ctypes.Structure):
         ("height", c_int64),
         ("width", c_int64),
         ("channels", c_int64),
+        ("pixel_bytes", c_int64),
         ("groups", c_int64),
         ("out_height", c_int64),
         ("out_width", c_int64),

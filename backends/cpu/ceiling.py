@@ -10,6 +10,7 @@ import torch
 
 from mbqc.backend import Ceilings, Peak
 from mbqc.backends.cpu.native import Kernels
+from mbqc.backends.cpu.packed import FIELDS, packed_name
 
 ROUNDS = 400_000
 """Of an arithmetic probe: about a millisecond."""
@@ -48,5 +49,7 @@ def measure(kernels: Kernels, threads: int) -> Ceilings:
         measured = [read(size) for size in READ_SIZES]
     # what a larger buffer can do, a smaller one can: the best of all sizes from each on
     reads = {size: max(measured[index:]) for index, size in enumerate(READ_SIZES)}
-    peaks = {kernels.isa: Peak(multiply)} | ({f"{kernels.isa} popcount": Peak(count, 1.0)} if count else {})
+    peaks = {kernels.isa: Peak(multiply)}
+    peaks |= {packed_name(kernels.isa, field): Peak(multiply, field) for field in sorted(set(FIELDS.values()))}
+    peaks |= {f"{kernels.isa} popcount": Peak(count, 1.0)} if count else {}
     return Ceilings(peaks, reads)

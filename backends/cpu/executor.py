@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from mbqc.backend import Ceilings
+from mbqc.backends.cpu.abi import MAX_PACKED_ROWS
 from mbqc.backends.cpu.ceiling import measure
 from mbqc.backends.cpu.geometry import pack_layers
 from mbqc.backends.cpu.memory import ArenaPool, Layout, layout
 from mbqc.backends.cpu.native import Kernels, kernels
+from mbqc.backends.cpu.packed import DEFAULT_COST, CostModel, Packed, PackedWeights
 from mbqc.backends.cpu.plan import NativeRun, Part, plan
 from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder
-from mbqc.program.operations import TORCH_DTYPES, Aten, Listing, Program
+from mbqc.program.operations import TORCH_DTYPES, Listing, Program
 from mbqc.widths import Widths
 
 CACHED_PLANS = 32
@@ -41,11 +43,12 @@ def load(program: Program, threads: int = 1) -> CpuExecutable:
 class CpuExecutable:
     """A loaded Program: packed weights, plans of recent widths, and arenas for calls."""
 
-    def __init__(self, program: Program, kernels: Kernels, threads: int) -> None:
+    def __init__(self, program: Program, kernels: Kernels, threads: int, cost: CostModel = DEFAULT_COST) -> None:
         self._program = program
         self._kernels = kernels
         self._binder = Binder(program)
         self._layers = pack_layers(program)
+        self._packed = PackedWeights(kernels, self._layers, program.listing.ladder, cost)
         self._bit_weights = BitWeights(program, kernels.popcount)
         geometries = [layer.geometry for layer in self._layers.values()]
         self._layout = layout(program.listing, geometries, reuse=True)
@@ -86,6 +89,7 @@ class CpuExecutable:
             "tensors as stored": size(self._program.tensors.values()),
             "weights for kernels": size(t for data in layers for t in vars(data).values() if isinstance(t, Tensor)),
             "weights as bit-planes": size(self._bit_weights.tensors()),
+            "packed weights": size(self._packed.tensors()),
             "tables and steps": sum(size(run.tables) + ctypes.sizeof(run.steps) for run in self._runs),
             "numbers by layer and width": size(self._binder.tensors()),
             "arena at batch 1": self._layout.arena_bytes(1, self._team.threads),
@@ -98,13 +102,20 @@ class CpuExecutable:
     def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
         """The instruction set of each operation, and what else it does than 8-bit products; `torch` for fallbacks."""
         names: list[str] = []
-        for part in self._plan(widths, False):
+        for part in self._plan(widths, False, _batch_of_plan(batch)):
             names += part.kernels(self._kernels.isa) if isinstance(part, NativeRun) else ["torch"]
         return tuple(names)
 
-    def _make_plan(self, widths: Widths, trace: bool) -> tuple[Part, ...]:
+    def prepare(self, widths: Widths, batch: int) -> None:
+        """Makes what calls at these widths and batch size need: the plan, and other forms of weights."""
+        self._plan(widths, False, _batch_of_plan(batch))
+
+    def _make_plan(self, widths: Widths, trace: bool, batch: int) -> tuple[Part, ...]:
+        def packed(output: str, bits: int) -> Packed | None:
+            return self._packed.find(output, bits, batch)
+
         places = self._trace_layout if trace else self._layout
-        parts = plan(self._program, self._layers, self._bit_weights, places, self._binder.bind(widths))
+        parts = plan(self._program, self._layers, self._bit_weights, packed, places, self._binder.bind(widths))
         self._runs.update(part for part in parts if isinstance(part, NativeRun))
         return parts
 
@@ -120,7 +131,7 @@ class CpuExecutable:
             for name, tensor in zip(listing.inputs, inputs, strict=True):
                 values.define(name, tensor)
             values.allocate()
-            for part in self._plan(widths, trace):
+            for part in self._plan(widths, trace, _batch_of_plan(batch)):
                 start = time.perf_counter()
                 if isinstance(part, NativeRun):
                     ticks = None if seconds is None else part.ticks()
@@ -134,6 +145,11 @@ class CpuExecutable:
                 if seconds is not None:
                     seconds += spent
             return {name: values.detached(name) for name in (listing.values if trace else listing.outputs)}
+
+
+def _batch_of_plan(batch: int) -> int:
+    """The batch size that a plan is made for: plans for many samples are the same."""
+    return min(batch, MAX_PACKED_ROWS + 1)
 
 
 @dataclass(frozen=True)

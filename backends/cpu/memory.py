@@ -110,7 +110,9 @@ def _scratch(geometries: list[ConvGeometry], start: int) -> tuple[Scratch, int, 
     def windows_of(g: ConvGeometry) -> int:
         return 4 * abs(extent((g.images, g.out_height, g.out_width))) * g.groups + SLACK
 
-    pixel_sums = start + largest(pixels(g) * g.channels for g in dense if any(g.padding))
+    pixel_sums = start + largest(
+        pixels(g) * g.pixel_bytes for g in dense if any(g.padding) or g.pixel_bytes > g.channels
+    )
     windows = pixel_sums + largest(4 * pixels(g) * g.groups for g in dense)
     planes = windows + largest(map(windows_of, dense))
     sample = planes + largest(MOST_PLANES * pixels(g) * g.channels // 8 + SLACK for g in dense if countable(g))

@@ -78,6 +78,10 @@ class Kernels:
         """A team for calls of one Program."""
         return Team(self.library, threads)
 
+    def pack(self, stored: abi.StoredWeights, blocks: int, depth: int, packed: int) -> None:
+        """Writes a copy of a linear layer's weights at the width and field of `stored` to the address `packed`."""
+        self.library.mbqc_pack(stored, blocks, depth, packed)
+
     def run(
         self,
         steps: ctypes.Array[abi.Step],
@@ -177,6 +181,8 @@ def open_library(folder: Path) -> ctypes.CDLL:
     library.mbqc_run.restype = None
     library.mbqc_probe.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p, ctypes.c_int64]
     library.mbqc_probe.restype = ctypes.c_int64
+    library.mbqc_pack.argtypes = [ctypes.POINTER(abi.StoredWeights), ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    library.mbqc_pack.restype = None
     library.mbqc_new_team.argtypes = [ctypes.c_int64]
     library.mbqc_new_team.restype = ctypes.c_void_p
     library.mbqc_free_team.argtypes = [ctypes.c_void_p]

@@ -12,6 +12,7 @@ from torch import Tensor
 from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.geometry import LayerData
 from mbqc.backends.cpu.memory import Layout
+from mbqc.backends.cpu.packed import FindPacked, packed_name
 from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.backends.cpu.steps import StepBuilder
 from mbqc.program.bind import Step
@@ -43,7 +44,14 @@ class NativeRun:
     def kernels(self, isa: str) -> list[str]:
         """What runs each operation on an instruction set."""
         firsts = list(accumulate(self.steps_each, initial=0))[:-1]
-        return [f"{isa} popcount" if abi.KINDS[self.steps[i].kind] == "popcount" else isa for i in firsts]
+        return [_kernel(self.steps[first], isa) for first in firsts]
+
+
+def _kernel(step: abi.Step, isa: str) -> str:
+    kind = abi.KINDS[step.kind]
+    if kind == "conv" and step.body.conv.weights.packed:
+        return packed_name(isa, step.body.conv.weights.field)
+    return f"{isa} popcount" if kind == "popcount" else isa
 
 
 Part = NativeRun | Aten
@@ -53,6 +61,7 @@ def plan(
     program: Program,
     layers: Mapping[str, LayerData],
     bit_weights: BitWeights,
+    packed: FindPacked,
     layout: Layout,
     bound: Iterable[Step],
 ) -> tuple[Part, ...]:
@@ -62,7 +71,7 @@ def plan(
         if by_torch:
             parts += [step.operation for step in steps if isinstance(step.operation, Aten)]
         else:
-            parts.append(_native_run(StepBuilder(program, layers, bit_weights, layout), steps))
+            parts.append(_native_run(StepBuilder(program, layers, bit_weights, packed, layout), steps))
     return tuple(parts)
 
 

@@ -14,6 +14,7 @@ from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.epilogues import in_range, readable, scaled
 from mbqc.backends.cpu.geometry import FIRST_POSITION, LayerData, extent
 from mbqc.backends.cpu.memory import Layout
+from mbqc.backends.cpu.packed import FindPacked
 from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.errors import BackendError
 from mbqc.program.arena import ITEM_BYTES
@@ -41,6 +42,7 @@ class StepBuilder:
     program: Program
     layers: Mapping[str, LayerData]
     bit_weights: BitWeights
+    packed: FindPacked
     layout: Layout
     tables: list[Tensor] = field(default_factory=list)
 
@@ -103,6 +105,8 @@ class StepBuilder:
             shift=drop,
             panel=self.layout.scratch.panel,
         )
+        if packed := self.packed(operation.output, step.bits):
+            weights.packed, weights.field = self._pointer(packed.codes), packed.field
         if shift is not None:
             assert data.positions is not None
             weights.whole = self._pointer(data.per_code(shift.whole))
@@ -175,6 +179,7 @@ class StepBuilder:
             height=g.height,
             width=g.width,
             channels=g.channels,
+            pixel_bytes=g.pixel_bytes,
             groups=g.groups,
             out_height=g.out_height,
             out_width=g.out_width,

@@ -83,6 +83,9 @@ class ReferenceExecutable:
             ends.append(time.perf_counter())
         return values
 
+    def prepare(self, widths: Widths, batch: int) -> None:
+        """Nothing to prepare."""
+
     def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
         """`torch` for float fallbacks, `int64` for all else."""
         return tuple("torch" if isinstance(op, Aten) else "int64" for op in self._program.listing.operations)

@@ -40,7 +40,7 @@ def test_profiling_leaves_results_alone() -> None:
 
 def test_steps_of_one_operation_add_up() -> None:
     """A concatenation is a step for each input."""
-    run = next(part for part in cpu.load(sample_program())._plan(sample("cpu").widths(8), False))
+    run = next(part for part in cpu.load(sample_program())._plan(sample("cpu").widths(8), False, 1))
     assert isinstance(run, cpu.plan.NativeRun)
     assert max(run.steps_each) == 2
     ticks = run.ticks()

@@ -67,7 +67,7 @@ def _two_layers(channels: int, groups: int = 1, corrected: str = "none") -> Buil
 
 
 def _kinds(executable: cpu.executor.CpuExecutable, widths: Widths) -> list[str]:
-    parts = executable._plan(widths, False)
+    parts = executable._plan(widths, False, 1)
     return [abi.KINDS[step.kind] for part in parts if isinstance(part, NativeRun) for step in part.steps]
 
 

@@ -21,6 +21,7 @@ constexpr int64_t QUAD = 4;          // inputs that one dot product instruction 
 constexpr int64_t WORD = 32;         // inputs of one bit that a lane takes
 constexpr int64_t PANEL_BLOCKS = 2;  // blocks of outputs that a dense kernel takes at once, at most
 constexpr int64_t MAX_RANK = 8;
+constexpr int64_t MAX_PACKED_ROWS = 8;  // rows that packed weights are for, at most
 
 using Extent = int64_t;
 
@@ -80,13 +81,15 @@ struct StoredWeights {
     const int8_t* whole;      // null: no shift of codes. [groups][blocks][BLOCK][QUAD]: what is added to each code,
     const int8_t* rest;       // likewise: and one more to those at positions before this one
     const int8_t* positions;  // with a shift: [vectors of a block][QUAD] in the kernel from -128 on, 127 for what fills up
+    const int8_t* packed;  // a copy at this width, for linear layers of few rows (see few_rows.h); or null
+    int64_t field;         // bits of a code in it: 4, 2 or 1
 };
 
 // Dense and grouped convolution. A linear layer is one row of pixels with a 1 x 1 kernel.
 struct Conv {
     Place input;
     Place output;
-    Place bordered;    // the input with its border, if there is one
+    Place bordered;    // the input with its border, if there is one, or with its pixels apart
     Place pixel_sums;  // with a window multiplier: int32 [images, padded height, padded width, groups]
     Place windows;     // with a window multiplier: float32 [images, output height, output width, groups]
     Place columns;     // own scratch, with a window multiplier: int32 [padded width, groups]
@@ -99,6 +102,7 @@ struct Conv {
     int64_t height;
     Extent width;
     int64_t channels;
+    int64_t pixel_bytes;  // from pixel to pixel where many are read at once: `channels` or more
     int64_t groups;
     int64_t out_height;
     Extent out_width;

@@ -1,8 +1,7 @@
 // Dense and grouped convolution: borders, and panels of weights over tiles of pixels.
 #pragma once
 
-#include "dense.h"
-#include "windows.h"
+#include "few_rows.h"
 
 namespace mbqc::MBQC_ISA {
 
@@ -33,6 +32,18 @@ inline const uint8_t* bordered_input(const Conv& c, const Shape& s, const Call& 
     return bordered;
 }
 
+// The input with its pixels as far apart as the kernel wants them.
+inline const uint8_t* spread_input(const Conv& c, const Shape& s, const Walk& walk, const uint8_t* x, const Call& call) {
+    if (walk.pixel_bytes == c.channels) return x;
+    uint8_t* const spread = call.at(c.bordered);
+    const Range pixels = call.share(s.width);
+    for (int64_t i = pixels.first; i < pixels.last; ++i) {
+        std::memcpy(spread + i * walk.pixel_bytes, x + i * c.channels, static_cast<size_t>(c.channels));
+    }
+    call.sync();
+    return spread;
+}
+
 inline Walk walk_of(const Conv& c, const Shape& s) {
     Walk w{};
     w.rows = c.kernel[0];
@@ -40,7 +51,7 @@ inline Walk walk_of(const Conv& c, const Shape& s) {
     w.runs = c.kernel[1] / c.run_taps;
     w.run_step = c.dilation[1] * c.channels;
     w.quads = (c.run_taps * (c.channels / c.groups) + QUAD - 1) / QUAD;
-    w.pixel_bytes = c.channels;
+    w.pixel_bytes = s.out_width > MAX_PACKED_ROWS ? c.pixel_bytes : c.channels;  // a tile of few fits as it is
     w.pixel_stride = c.stride[1] * w.pixel_bytes;
     w.panel_bytes = w.rows * w.runs * w.quads * PANEL_GROUP;
     return w;
@@ -70,6 +81,7 @@ struct Tiling {
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
 constexpr int64_t FEW_PIXELS = 56;             // with fewer, weights narrow in registers
+constexpr int64_t SMALL_PANEL = 48 << 10;      // likewise with more bytes: scratch would leave the first cache
 
 // One group's outputs: panels of weights over tiles of pixels.
 struct Dense {
@@ -148,10 +160,13 @@ inline void conv(const Conv& c, const Call& call) {
         sum_rows(x + first * depth, count, depth, sums);
     };
     const float* windows = c.epilogue.window_multiplier ? window_sums(c, s, call, sum_pixels) : nullptr;
+    if (few_rows(c, s, x, windows, call)) return;
     Walk walk = walk_of(c, s);
+    x = spread_input(c, s, walk, x, call);
     const Tiling tiling(s.out_width, true);
     walk.half_tile = tiling.paired ? c.stride[0] * s.width * c.channels : MAX_PIXELS / 2 * walk.pixel_stride;
-    const bool few = c.weights.bits < 8 && !c.weights.whole && s.images * c.out_height * s.out_width < FEW_PIXELS;
+    const bool few = s.images * c.out_height * s.out_width < FEW_PIXELS || MAX_BLOCKS * walk.panel_bytes > SMALL_PANEL;
+    const bool in_registers = few && c.weights.bits < 8 && !c.weights.whole;
     const int64_t panels = (outputs + PANEL - 1) / PANEL, blocks = (outputs + BLOCK - 1) / BLOCK;
     const int64_t tiles = tiling.total(s.images, c.out_height);
     Range work = call.share(c.groups * panels * tiles);
@@ -163,7 +178,7 @@ inline void conv(const Conv& c, const Call& call) {
         walk.next = c.weights.codes + (block + MAX_BLOCKS) * bytes;  // cold weights cost a ResNet-18 5 % otherwise
         const Dense dense{c, s, call, walk, tiling, x + g * depth, windows ? windows + g : nullptr};
         const Range part{first, least(tiles, first + work.last - work.first)};
-        if (few && (MAX_BLOCKS == 1 || lanes > BLOCK)) {
+        if (in_registers && (MAX_BLOCKS == 1 || lanes > BLOCK)) {
             dense.run<MAX_BLOCKS, true>(c.weights.codes + block * bytes, channel, lanes, part);
         } else if (lanes > BLOCK) {
             dense.run<MAX_BLOCKS, false>(narrowed(c.weights, block, MAX_BLOCKS, bytes, call), channel, lanes, part);

@@ -35,6 +35,7 @@ inline Int load(const int32_t* p) { return load_vector(p); }
 inline void store(int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Int splat(int32_t v) { return _mm256_set1_epi32(v); }
 inline Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+inline Int shift_left(Int v, int bits) { return _mm256_slli_epi32(v, bits); }
 inline Int shift_right(Int v, int64_t bits) { return _mm256_sra_epi32(v, _mm_cvtsi64_si128(bits)); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     int64_t codes = 0;
@@ -105,6 +106,7 @@ inline Codes splat_codes(const int8_t* quad) {
     std::memcpy(&codes, quad, sizeof(codes));
     return _mm256_set1_epi32(codes);
 }
+inline void hold(Codes& codes) { asm("" : "+x"(codes)); }  // in a register: g++ would load once for each use
 inline Weights weights(Codes w) { return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)}; }
 inline Bytes pairs(__m256i x) { return {_mm256_and_si256(x, _mm256_set1_epi16(255)), _mm256_srli_epi16(x, 8)}; }
 inline Int dot(Int sum, Bytes x, Weights w) {

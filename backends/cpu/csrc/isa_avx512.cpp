@@ -30,6 +30,7 @@ inline Int load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store(int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
 inline Int splat(int32_t v) { return _mm512_set1_epi32(v); }
 inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+inline Int shift_left(Int v, int bits) { return _mm512_slli_epi32(v, static_cast<unsigned>(bits)); }
 inline Int shift_right(Int v, int64_t bits) { return _mm512_sra_epi32(v, _mm_cvtsi64_si128(bits)); }
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(0xffffu >> (16 - count)); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
@@ -113,6 +114,7 @@ inline Codes splat_codes(const int8_t* quad) {
     std::memcpy(&codes, quad, sizeof(codes));
     return _mm512_set1_epi32(codes);
 }
+inline void hold(Codes& codes) { asm("" : "+v"(codes)); }  // in a register: g++ would load once for each use
 inline Weights weights(Codes codes) { return codes; }
 inline Int dot(Int sum, Bytes x, Weights w) { return _mm512_dpbusd_epi32(sum, x, w); }
 inline Bytes broadcast(const uint8_t* p) {

@@ -39,6 +39,10 @@ inline Int add(Int a, Int b) {  // what fills up a vector may overflow
     using Unsigned = uint32_t __attribute__((vector_size(16)));
     return reinterpret_cast<Int>(reinterpret_cast<Unsigned>(a) + reinterpret_cast<Unsigned>(b));
 }
+inline Int shift_left(Int v, int bits) {
+    using Unsigned = uint32_t __attribute__((vector_size(16)));
+    return reinterpret_cast<Int>(reinterpret_cast<Unsigned>(v) << bits);
+}
 inline Int shift_right(Int v, int64_t bits) { return v >> static_cast<int>(bits); }
 inline Int load_codes(const uint8_t* p, int64_t count) {
     Int v{};
@@ -99,6 +103,7 @@ inline Codes splat_codes(const int8_t* quad) {
     for (int i = 0; i < LANES * QUAD; ++i) codes[i] = quad[i % QUAD];
     return codes;
 }
+inline void hold(Codes&) {}  // in a register: left to the compiler
 inline Weights weights(Codes codes) {
     const Short w = reinterpret_cast<Short>(codes);
     return {(w << 8) >> 8, w >> 8};

@@ -1,6 +1,7 @@
 // What the shared library exports. No state besides teams: everything a call needs comes with the call.
 #include <chrono>
 
+#include "pack.h"
 #include "team.h"
 
 #define MBQC_EXPORT extern "C" __attribute__((visibility("default")))
@@ -45,6 +46,11 @@ MBQC_EXPORT int64_t mbqc_counts_fast(int64_t isa) {
     if (isa == 2) return __builtin_cpu_supports("avx512vpopcntdq") != 0;
 #endif
     return 1;
+}
+
+// A copy of a linear layer's weights at the width and field of `weights` (see few_rows.h).
+MBQC_EXPORT void mbqc_pack(const mbqc::StoredWeights* weights, int64_t blocks, int64_t depth, int8_t* packed) {
+    mbqc::pack(*weights, blocks, depth, packed);
 }
 
 // A team of threads, or null if the system has no more.
