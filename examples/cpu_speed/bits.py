@@ -1,6 +1,4 @@
-"""Convolutions of 1- and 2-bit codes against the same layers at 8 bits, in one process.
-
-    OMP_NUM_THREADS=1 taskset -c 1 python examples/cpu_speed/bits.py [repeats]
+"""Convolutions of 1- and 2-bit codes against the same layers at 8 bits.
 
 A layer's width is that of its weights; its input is as wide as the widest layer that reads it, so a second, small
 layer sets the input's width. Every figure is the time of the layer's own step: u8 codes in, u8 codes out.
@@ -8,92 +6,69 @@ layer sets the input's width. Every figure is the time of the layer's own step: 
 
 from __future__ import annotations
 
-import statistics
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from rows import Row, summary
 from torch import Tensor, nn
 
 import mbqc
+from mbqc.cli.timing import in_turn
 from mbqc.program.operations import Conv, Linear
 
-PAIRS = ((8, 8), (1, 1), (1, 2), (2, 2), (1, 4), (1, 8), (2, 8))
-"""Widths of weights and inputs; the first is what the others are compared with."""
+GOALS = {(1, 2): (2.0, 2.5), (2, 2): (1.1, 1.3), (1, 8): (0.95, 1.0), (2, 8): (0.95, 1.0)}
+"""Owed and aimed at by widths of weights and inputs; 1 x 1 bit depends on the layer."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A square layer; a linear one has no size."""
+    """A square 3 x 3 layer, and the goals of 1 x 1 bit."""
 
     channels: int
-    size: int = 0
-    kernel: int = 3
-
-    def __str__(self) -> str:
-        if not self.size:
-            return f"linear {self.channels}"
-        return f"{self.channels} ch {self.size}x{self.size} k{self.kernel}"
+    size: int
+    owed: float
+    aimed: float
 
 
-SHAPES = (
-    Shape(64, 56),
-    Shape(128, 28),
-    Shape(256, 14),
-    Shape(512, 7),
-    Shape(16, 32),
-    Shape(32, 16),
-    Shape(64, 8),
-    Shape(64, 56, 1),
-    Shape(256, 14, 1),
-    Shape(1024, 14, 1),
-    Shape(1024),
-    Shape(4096),
-)
+SHAPES = (Shape(64, 56, 3.8, 4.6), Shape(128, 28, 4.2, 4.9), Shape(256, 14, 4.5, 5.1), Shape(512, 7, 4.5, 5.1))
 
 
 class Layers(nn.Module):
     """The measured layer, a reader of its output, and a second reader of its input."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        channels = shape.channels
-        if shape.size:
-            self.measured: nn.Module = nn.Conv2d(channels, channels, shape.kernel, padding=shape.kernel // 2)
-            self.reader: nn.Module = nn.Conv2d(channels, 8, 1)
-            self.second: nn.Module = nn.Conv2d(channels, 8, 1)
-        else:
-            self.measured, self.reader, self.second = (nn.Linear(channels, out) for out in (channels, 8, 8))
+        self.measured = nn.Conv2d(channels, channels, 3, padding=1)
+        self.reader = nn.Conv2d(channels, 8, 1)
+        self.second = nn.Conv2d(channels, 8, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.reader(torch.relu(self.measured(x))), self.second(x)
 
 
-def main(repeats: int = 60) -> None:
-    """Prints a row a shape: times of the 8-bit layer, and how many times as fast the others are."""
-    table = Table(title="times as fast as 8 bits: median (5th percentile), weights x inputs in bits")
-    table.add_column("layer")
-    table.add_column("8x8 us", justify="right")
-    for weight, inputs in PAIRS[1:]:
-        table.add_column(f"{weight}x{inputs}", justify="right")
+def rows(repeats: int) -> Iterator[Row]:
+    """A row a shape and pair of widths: how many times as fast as at 8 bits."""
     for shape in SHAPES:
-        torch.manual_seed(0)
-        x = torch.randn(1, shape.channels, *([shape.size] * 2 if shape.size else []))
-        compiled = mbqc.compile(Layers(shape), x, "quant")
-        layers = [
-            op.weight.layer if isinstance(op, Conv | Linear) else None for op in compiled.program.listing.operations
-        ]
-        index = layers.index("measured")
-        choices = [compiled.widths({"measured": w, "second": a, ...: 8}) for w, a in PAIRS]
-        runs = [[compiled.executable.profile([x], widths)[index] for widths in choices] for _ in range(repeats + 5)]
-        columns = [sorted(column) for column in zip(*runs[5:], strict=True)]
-        medians, lows = [statistics.median(c) for c in columns], [c[len(c) // 20] for c in columns]
-        ratios = [f"{medians[0] / m:.2f} ({lows[0] / low:.2f})" for m, low in zip(medians[1:], lows[1:], strict=True)]
-        table.add_row(str(shape), f"{medians[0] * 1e6:.1f} ({lows[0] * 1e6:.1f})", *ratios)
-    Console(width=140).print(table)
+        yield from _rows_of(shape, repeats)
 
 
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+def _rows_of(shape: Shape, repeats: int) -> Iterator[Row]:
+    torch.manual_seed(0)
+    x = torch.randn(1, shape.channels, shape.size, shape.size)
+    compiled = mbqc.compile(Layers(shape.channels).eval(), x, "quant{calibration=minmax}")
+    operations = compiled.program.listing.operations
+    layers = [op.weight.layer if isinstance(op, Conv | Linear) else None for op in operations]
+    index = layers.index("measured")
+    goals = {(8, 8): (0.0, 0.0), (1, 1): (shape.owed, shape.aimed), **GOALS}
+    widths = {pair: compiled.widths({"measured": pair[0], "second": pair[1], ...: 8}) for pair in goals}
+    calls = {str(pair): lambda w=chosen: compiled.executable.profile([x], w)[index] for pair, chosen in widths.items()}
+    name = f"3x3 {shape.channels} channels {shape.size}"
+    times = {pair: summary(found) for pair, found in in_turn(name, calls, repeats).items()}
+    whole = times["(8, 8)"]
+    for weight, inputs in list(goals)[1:]:
+        own = times[str((weight, inputs))]
+        ratios = [whole[i] / own[i] for i in range(2)]
+        kernel = compiled.executable.kernels(widths[weight, inputs], 1)[index]
+        item = f"{name}: weights {weight}, inputs {inputs} bit / 8 x 8"
+        yield Row(item, *ratios, "x", *goals[weight, inputs], f"{1e6 * own[0]:.1f} us, {kernel}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from rows import Row, summary
+from rows import Row, peak_of, summary
 from torch import nn
 
 import mbqc
@@ -76,9 +76,9 @@ def rows(repeats: int) -> Iterator[Row]:
         }
         if shape.kernel == 3 and shape.inputs >= WITH_PEER:
             calls["peer"] = timed(_onednn(shape))
-        peak = _peak(compiled)
+        peak = peak_of(compiled.executable)
         times = in_turn(f"measuring {shape}", calls, repeats)
-        peak = max(peak, _peak(compiled))
+        peak = max(peak, peak_of(compiled.executable))
         shares = [100 * work / (1e6 * ms) / peak for ms in summary(times["own"])]
         yield Row(str(shape), *shares, "%", shape.owed, shape.aimed, f"of {peak:.0f} GOP/s")
         if "peer" in times:
@@ -86,12 +86,6 @@ def rows(repeats: int) -> Iterator[Row]:
             yield Row(
                 f"{shape} / oneDNN", peer[0] / own[0], peer[1] / own[1], "x", 1.0, 1.2, "its call includes torch's"
             )
-
-
-def _peak(compiled: Compiled) -> float:
-    ceilings = compiled.executable.ceilings()
-    assert ceilings is not None
-    return max(peak.gops for name, peak in ceilings.peaks.items() if "popcount" not in name)
 
 
 def _compile(shape: Shape) -> tuple[Compiled, torch.Tensor]:
@@ -113,7 +107,5 @@ def _onednn(shape: Shape) -> Callable[[], object]:
         image = torch.rand(1, shape.inputs, shape.size, shape.size)
         x = torch.quantize_per_tensor(image, 0.01, 0, torch.quint8).contiguous(memory_format=torch.channels_last)
         padding, stride = [shape.kernel // 2] * 2, [shape.stride] * 2
-        packed = torch.ops.quantized.conv2d_prepack(
-            weight, torch.zeros(shape.outputs), stride, padding, [1, 1], 1
-        )
+        packed = torch.ops.quantized.conv2d_prepack(weight, torch.zeros(shape.outputs), stride, padding, [1, 1], 1)
     return lambda: torch.ops.quantized.conv2d_relu(x, packed, 0.05, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from mbqc.cli.against import prepare, subject_of
 from mbqc.cli.timing import in_turn, timed
 from mbqc.program.operations import Conv, Program
 from mbqc.runtime import Compiled
-from mbqc.userfile import UserModel
+from mbqc.userfile import UserModel, load_user_model
 
 EXAMPLES = Path(__file__).parent.parent
 LOWER_BITS = (4, 2)
@@ -55,7 +54,7 @@ class Loaded:
 def load(network: Network, folder: Path) -> Loaded:
     """Compiles a network into `folder`, or takes the artifact that is there."""
     artifact = folder / f"{network.name}.mbqc"
-    user = UserModel.load(str(network.file))
+    user = load_user_model(str(network.file))
     if not artifact.exists():
         print(f"compiling {network.name}")
         calibration = user.data("calibration_data")
@@ -92,13 +91,14 @@ def _against_peers(loaded: Loaded, repeats: int) -> Iterator[Row]:
     if not calls:
         return
     calls["own"] = timed(lambda: loaded.compiled(loaded.x, bits=8))
-    times = {name: summary(found) for name, found in in_turn(f"{loaded.network.name} and peers", calls, repeats).items()}
+    runs = in_turn(f"{loaded.network.name} and peers", calls, repeats)
+    times = {name: summary(found) for name, found in runs.items()}
     own = times.pop("own")
     best = min(times, key=lambda name: times[name][0])
     note = ", ".join(f"{name} {median:.3f} ms" for name, (median, _) in times.items())
     ratios = [min(found[i] for found in times.values()) / own[i] for i in range(2)]
-    item = f"{loaded.network.name} / better peer"
-    yield Row(item, *ratios, "x", loaded.network.owed, loaded.network.aimed, f"{own[0]:.3f} ms; {note}; {best} is better")
+    goals = loaded.network.owed, loaded.network.aimed
+    yield Row(f"{loaded.network.name} / {best}", *ratios, "x", *goals, f"own {own[0]:.3f} ms, {note}")
 
 
 def _widths(loaded: Loaded, repeats: int) -> Iterator[Row]:
@@ -174,10 +174,3 @@ def _two_threads(loaded: Loaded, repeats: int) -> Row:
         os.sched_setaffinity(0, before)
     ratios = [times["one"][i] / times["two"][i] for i in range(2)]
     return Row("ResNet-18 on two threads", *ratios, "x", 1.8, 1.9, f"{times['two'][0]:.3f} ms")
-
-
-def main(repeats: int = 100) -> None:
-    """Prints the rows as they come."""
-    with tempfile.TemporaryDirectory() as folder:
-        for row in rows(Path(folder), repeats):
-            print(row)

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mbqc.backend import Executable
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,3 +40,10 @@ class Row:
 def summary(times: Sequence[float]) -> tuple[float, float]:
     """Median and 5th percentile."""
     return statistics.median(times), sorted(times)[len(times) // 20]
+
+
+def peak_of(executable: Executable) -> float:
+    """The most that 8-bit products can do on this machine, in GOP/s, measured now."""
+    ceilings = executable.ceilings()
+    assert ceilings is not None, "the cpu backend measures its limits"
+    return max(peak.gops for peak in ceilings.peaks.values() if peak.weight_bits == 8)
