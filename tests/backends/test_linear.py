@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from program_builder import Builder
-from test_conformance import quick, same
 
 from mbqc.backends import cpu, reference
 from mbqc.backends.cpu.executor import CpuExecutable
@@ -16,6 +14,10 @@ from mbqc.backends.cpu.packed import FIELDS, CostModel
 from mbqc.numerics import ALL_BITS, Ladder
 from mbqc.program.operations import Epilogue, Program
 from mbqc.widths import Widths
+from tests.backends.compare import same
+from tests.backends.program_builder import Builder
+
+quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 ALWAYS_PACKED = CostModel(smallest=0, rows_in_cache=8)
 """Packs layers of any size."""
