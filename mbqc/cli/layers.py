@@ -238,8 +238,8 @@ def _rate(row: OperationTiming) -> str:
 
 
 def _show_ceilings(ceilings: Ceilings) -> None:
-    distinct = {peak.gops: name for name, peak in reversed(ceilings.peaks.items())}  # kernels that share a limit
-    peaks = ", ".join(f"{name} {gops:.0f} GOP/s" for gops, name in reversed(distinct.items()))
+    distinct = {peak.gops: name for name, peak in reversed(list(ceilings.peaks.items()))}  # kernels that share a limit
+    peaks = ", ".join(f"{name} {gops:.0f} GOP/s" for gops, name in reversed(list(distinct.items())))
     reads = ", ".join(f"{ceilings.reads[size]:.0f} GB/s of {format_bytes(size)}" for size in SHOWN_READS)
     print_wrapped(f"  limits measured here: {peaks}; reads {reads}.", indent=2)
     print_wrapped(
