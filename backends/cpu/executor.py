@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from weakref import WeakSet
 
-import torch
 from torch import Tensor
 
 from mbqc.backend import Ceilings
 from mbqc.backends.cpu.abi import MAX_PACKED_ROWS
+from mbqc.backends.cpu.call import CallValues
 from mbqc.backends.cpu.ceiling import measure
 from mbqc.backends.cpu.geometry import pack_layers
-from mbqc.backends.cpu.memory import ArenaPool, Layout, layout
+from mbqc.backends.cpu.memory import ArenaPool, layout
 from mbqc.backends.cpu.native import Kernels, kernels
 from mbqc.backends.cpu.packed import DEFAULT_COST, CostModel, Packed, PackedWeights
 from mbqc.backends.cpu.plan import NativeRun, Part, plan
 from mbqc.backends.cpu.popcount import BitWeights
-from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder
-from mbqc.program.operations import TORCH_DTYPES, Listing, Program
+from mbqc.program.operations import Program
 from mbqc.widths import Widths
 
 CACHED_PLANS = 32
@@ -127,9 +125,9 @@ class CpuExecutable:
         batch = inputs[0].shape[0] if inputs else 1
         arena_bytes = places.arena_bytes(batch, self._team.threads)
         with self._pool.arena(arena_bytes) as arena, self._team.reserved() as team:
-            values = _Values(listing, places, arena, batch)
+            values = CallValues(listing, places, arena, batch)
             for name, tensor in zip(listing.inputs, inputs, strict=True):
-                values.define(name, tensor)
+                values.take(name, tensor)
             values.allocate()
             for part in self._plan(widths, trace, _batch_of_plan(batch)):
                 start = time.perf_counter()
@@ -150,51 +148,3 @@ class CpuExecutable:
 def _batch_of_plan(batch: int) -> int:
     """The batch size that a plan is made for: plans for many samples are the same."""
     return min(batch, MAX_PACKED_ROWS + 1)
-
-
-@dataclass(frozen=True)
-class _Values(Mapping[str, Tensor]):
-    """The values of one call: views of the arena, and tensors from outside."""
-
-    listing: Listing
-    layout: Layout
-    arena: Tensor
-    batch: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def bases(self) -> ctypes.Array[ctypes.c_void_p]:
-        """What places refer to: the arena, then the external values that are there by now."""
-        found = (self.tensors.get(name) for name in self.layout.external)
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in found]
-        return (ctypes.c_void_p * (1 + len(addresses)))(self.arena.data_ptr(), *addresses)
-
-    def allocate(self) -> None:
-        """Makes the tensors that kernels write."""
-        for name in self.layout.made:
-            value = self.listing.values[name]
-            self.tensors[name] = torch.empty(at_batch(value.shape, self.batch), dtype=TORCH_DTYPES[value.dtype])
-
-    def define(self, name: str, tensor: Tensor) -> None:
-        """Sets an input, or a result of torch: it may be a view of the arena, whose memory will be reused."""
-        if name not in self.layout.external:
-            self[name].copy_(tensor)
-        elif tensor.untyped_storage().data_ptr() == self.arena.untyped_storage().data_ptr():
-            self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-        else:
-            self.tensors[name] = tensor.contiguous()
-
-    def detached(self, name: str) -> Tensor:
-        """A value that outlives the call."""
-        return self.tensors[name] if name in self.tensors else self[name].clone()
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name in self.tensors:
-            return self.tensors[name]
-        return self.layout.view(self.listing, name, self.arena, self.batch)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.listing.values)
-
-    def __len__(self) -> int:
-        return len(self.listing.values)
