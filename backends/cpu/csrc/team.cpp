@@ -12,7 +12,7 @@ namespace {
 // small network. A waiting thread leaves its core to others after a while: there may be fewer cores than threads.
 constexpr int SPINS = 2000;
 
-void pause(int spins) {
+void pause(int64_t spins) {
     if (spins > SPINS) {
         std::this_thread::yield();
     } else {
@@ -31,7 +31,7 @@ void Barrier::wait(int64_t threads) {
         generation.store(before + 1, std::memory_order_release);
         return;
     }
-    for (int spins = 0; generation.load(std::memory_order_acquire) == before; ++spins) pause(spins);
+    for (int64_t spins = 0; generation.load(std::memory_order_acquire) == before; ++spins) pause(spins);
 }
 
 void Call::sync() const {
