@@ -80,7 +80,7 @@ struct Tiling {
 };
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
-constexpr int64_t FEW_PIXELS = 56;             // with fewer, weights narrow in registers
+constexpr int64_t FEW_PIXELS = 100;            // with fewer, weights narrow in registers
 constexpr int64_t SMALL_PANEL = 48 << 10;      // likewise with more bytes: scratch would leave the first cache
 
 // One group's outputs: panels of weights over tiles of pixels.

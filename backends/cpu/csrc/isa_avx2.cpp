@@ -98,8 +98,11 @@ inline Codes load_codes(const int8_t* p) { return load_vector(p); }
 inline void store_codes(int8_t* p, Codes codes) { std::memcpy(p, &codes, sizeof(codes)); }
 inline Codes add_saturated(Codes a, Codes b) { return _mm256_adds_epi8(a, b); }
 inline Codes and_bytes(Codes a, Codes b) { return _mm256_and_si256(a, b); }
-inline Codes subtract(Codes a, Codes b) { return _mm256_sub_epi8(a, b); }
-inline Codes above(Codes a, Codes b) { return _mm256_cmpgt_epi8(a, b); }  // -1 where a > b
+// `codes + whole`, one more where `position` is before `rest`, saturating; zero where it is not before `filling`.
+inline Codes shifted(Codes codes, Codes whole, Codes rest, Codes position, Codes filling) {
+    const Codes shift = _mm256_sub_epi8(whole, _mm256_cmpgt_epi8(rest, position));  // what is greater gives -1
+    return _mm256_and_si256(_mm256_adds_epi8(codes, shift), _mm256_cmpgt_epi8(filling, position));
+}
 inline Codes splat_codes(int8_t code) { return _mm256_set1_epi8(code); }
 inline Codes splat_codes(const int8_t* quad) {
     int32_t codes;

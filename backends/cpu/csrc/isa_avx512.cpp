@@ -106,8 +106,11 @@ inline Codes load_codes(const int8_t* p) { return _mm512_loadu_si512(p); }
 inline void store_codes(int8_t* p, Codes codes) { _mm512_storeu_si512(p, codes); }
 inline Codes add_saturated(Codes a, Codes b) { return _mm512_adds_epi8(a, b); }
 inline Codes and_bytes(Codes a, Codes b) { return _mm512_and_si512(a, b); }
-inline Codes subtract(Codes a, Codes b) { return _mm512_sub_epi8(a, b); }
-inline Codes above(Codes a, Codes b) { return _mm512_movm_epi8(_mm512_cmpgt_epi8_mask(a, b)); }  // -1 where a > b
+// `codes + whole`, one more where `position` is before `rest`, saturating; zero where it is not before `filling`.
+inline Codes shifted(Codes codes, Codes whole, Codes rest, Codes position, Codes filling) {
+    const __mmask64 more = _mm512_cmpgt_epi8_mask(rest, position), used = _mm512_cmpgt_epi8_mask(filling, position);
+    return _mm512_maskz_adds_epi8(used, codes, _mm512_mask_add_epi8(whole, more, whole, _mm512_set1_epi8(1)));
+}
 inline Codes splat_codes(int8_t code) { return _mm512_set1_epi8(code); }
 inline Codes splat_codes(const int8_t* quad) {
     int32_t codes;

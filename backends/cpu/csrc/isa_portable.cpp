@@ -95,8 +95,10 @@ inline Codes add_saturated(Codes a, Codes b) {
     return a;
 }
 inline Codes and_bytes(Codes a, Codes b) { return a & b; }
-inline Codes subtract(Codes a, Codes b) { return a - b; }
-inline Codes above(Codes a, Codes b) { return a > b; }  // -1 where a > b
+// `codes + whole`, one more where `position` is before `rest`, saturating; zero where it is not before `filling`.
+inline Codes shifted(Codes codes, Codes whole, Codes rest, Codes position, Codes filling) {
+    return add_saturated(codes, whole - (rest > position)) & (filling > position);  // what is greater gives -1
+}
 inline Codes splat_codes(int8_t code) { return Codes{} + code; }
 inline Codes splat_codes(const int8_t* quad) {
     Codes codes;

@@ -42,9 +42,7 @@ inline void narrow_block(const StoredWeights& w, const Narrowing& narrowing, int
         const Codes rest = load_codes(w.rest + block * PANEL_GROUP + lanes);
         for (int64_t i = lanes; i < bytes; i += PANEL_GROUP) {
             const Codes position = splat_codes(positions + i / PANEL_GROUP * QUAD);
-            const Codes shift = subtract(whole, above(rest, position));  // -1 where it is
-            const Codes shifted = add_saturated(narrow(load_codes(from + i), half, kept), shift);
-            store_codes(to + i, and_bytes(shifted, above(filling, position)));
+            store_codes(to + i, shifted(narrow(load_codes(from + i), half, kept), whole, rest, position, filling));
         }
     }
 }
