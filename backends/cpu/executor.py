@@ -14,12 +14,11 @@ from mbqc.backend import Ceilings
 from mbqc.backends.cpu.abi import MAX_PACKED_ROWS
 from mbqc.backends.cpu.call import CallValues
 from mbqc.backends.cpu.ceiling import measure
-from mbqc.backends.cpu.geometry import pack_layers
+from mbqc.backends.cpu.forms import WeightForms
 from mbqc.backends.cpu.memory import ArenaPool, layout
 from mbqc.backends.cpu.native import Kernels, kernels
-from mbqc.backends.cpu.packed import DEFAULT_COST, CostModel, Packed, PackedWeights
+from mbqc.backends.cpu.packed import DEFAULT_COST, CostModel
 from mbqc.backends.cpu.plan import NativeRun, Part, plan
-from mbqc.backends.cpu.popcount import BitWeights
 from mbqc.program import aten
 from mbqc.program.bind import Binder
 from mbqc.program.operations import Program
@@ -45,10 +44,8 @@ class CpuExecutable:
         self._program = program
         self._kernels = kernels
         self._binder = Binder(program)
-        self._layers = pack_layers(program)
-        self._packed = PackedWeights(kernels, self._layers, program.listing.ladder, cost)
-        self._bit_weights = BitWeights(program, kernels.popcount)
-        geometries = [layer.geometry for layer in self._layers.values()]
+        self._forms = WeightForms.of(program, kernels, cost)
+        geometries = [layer.geometry for layer in self._forms.layers.values()]
         self._layout = layout(program.listing, geometries, reuse=True)
         self._trace_layout = layout(program.listing, geometries, reuse=False)
         self._pool = ArenaPool()
@@ -82,12 +79,9 @@ class CpuExecutable:
             counted.update(new)
             return total
 
-        layers = self._layers.values()
         return {
             "tensors as stored": size(self._program.tensors.values()),
-            "weights for kernels": size(t for data in layers for t in vars(data).values() if isinstance(t, Tensor)),
-            "weights as bit-planes": size(self._bit_weights.tensors()),
-            "packed weights": size(self._packed.tensors()),
+            **{form: size(tensors) for form, tensors in self._forms.tensors().items()},
             "tables and steps": sum(size(run.tables) + ctypes.sizeof(run.steps) for run in self._runs),
             "numbers by layer and width": size(self._binder.tensors()),
             "arena at batch 1": self._layout.arena_bytes(1, self._team.threads),
@@ -109,11 +103,8 @@ class CpuExecutable:
         self._plan(widths, False, _batch_of_plan(batch))
 
     def _make_plan(self, widths: Widths, trace: bool, batch: int) -> tuple[Part, ...]:
-        def packed(output: str, bits: int) -> Packed | None:
-            return self._packed.find(output, bits, batch)
-
         places = self._trace_layout if trace else self._layout
-        parts = plan(self._program, self._layers, self._bit_weights, packed, places, self._binder.bind(widths))
+        parts = plan(self._program, self._forms, places, batch, self._binder.bind(widths))
         self._runs.update(part for part in parts if isinstance(part, NativeRun))
         return parts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -62,10 +62,6 @@ class Packed:
 def packed_name(isa: str, field: int) -> str:
     """The name of a kernel for packed weights."""
     return f"{isa} packed{field}"
-
-
-FindPacked = Callable[[str, int], Packed | None]
-"""The copy of a layer operation (by its output) at a width, if it pays."""
 
 
 class PackedWeights:

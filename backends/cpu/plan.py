@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
 from torch import Tensor
 
 from mbqc.backends.cpu import abi
-from mbqc.backends.cpu.geometry import LayerData
+from mbqc.backends.cpu.addresses import Addresses
+from mbqc.backends.cpu.forms import WeightForms
+from mbqc.backends.cpu.layer_steps import LayerSteps
 from mbqc.backends.cpu.memory import Layout
-from mbqc.backends.cpu.packed import FindPacked, packed_name
-from mbqc.backends.cpu.popcount import BitWeights
+from mbqc.backends.cpu.packed import packed_name
 from mbqc.backends.cpu.steps import StepBuilder
 from mbqc.program.bind import Step
 from mbqc.program.operations import Aten, Program
@@ -57,25 +58,19 @@ def _kernel(step: abi.Step, isa: str) -> str:
 Part = NativeRun | Aten
 
 
-def plan(
-    program: Program,
-    layers: Mapping[str, LayerData],
-    bit_weights: BitWeights,
-    packed: FindPacked,
-    layout: Layout,
-    bound: Iterable[Step],
-) -> tuple[Part, ...]:
-    """The parts of a bound Program, in order."""
+def plan(program: Program, forms: WeightForms, layout: Layout, batch: int, bound: Iterable[Step]) -> tuple[Part, ...]:
+    """The parts of a bound Program, in order; `batch` as for `LayerSteps`."""
     parts: list[Part] = []
     for by_torch, steps in groupby(bound, key=lambda step: isinstance(step.operation, Aten)):
         if by_torch:
             parts += [step.operation for step in steps if isinstance(step.operation, Aten)]
         else:
-            parts.append(_native_run(StepBuilder(program, layers, bit_weights, packed, layout), steps))
+            at = Addresses(program, layout)
+            parts.append(_native_run(StepBuilder(at, LayerSteps(at, forms, batch)), steps))
     return tuple(parts)
 
 
 def _native_run(builder: StepBuilder, bound: Iterable[Step]) -> NativeRun:
     groups = [builder.steps(operation) for operation in bound]
     steps = [step for group in groups for step in group]
-    return NativeRun((abi.Step * len(steps))(*steps), tuple(map(len, groups)), tuple(builder.tables))
+    return NativeRun((abi.Step * len(steps))(*steps), tuple(map(len, groups)), tuple(builder.at.tables))

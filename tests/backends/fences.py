@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mbqc.backends import cpu
 from mbqc.backends.cpu import memory
+from mbqc.backends.cpu.addresses import Addresses
 from mbqc.backends.cpu.executor import CpuExecutable
-from mbqc.backends.cpu.steps import StepBuilder
 from mbqc.ir.types import at_batch
 from mbqc.program.arena import sample_bytes
 from mbqc.program.operations import Program
@@ -71,8 +71,10 @@ class FencedExecutable:
             self._executable: CpuExecutable = cpu.load(program, threads)
         self._fences = Fences()
         self._executable._pool = self._fences  # type: ignore[assignment]
-        for name, layer in self._executable._layers.items():
-            self._executable._layers[name] = replace(layer, weights=fenced_copy(layer.weights))
+        layers = self._executable._forms.layers
+        assert isinstance(layers, dict)
+        for name, layer in layers.items():
+            layers[name] = replace(layer, weights=fenced_copy(layer.weights))
 
     def run(self, inputs: Sequence[Tensor], widths: Widths) -> list[Tensor]:
         """The outputs."""
@@ -98,7 +100,7 @@ class FencedExecutable:
 @contextmanager
 def fenced_tables() -> Iterator[None]:
     """Plans made meanwhile have fenced tables."""
-    pointer = StepBuilder._pointer
+    pointer = Addresses.pointer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepBuilder, "_pointer", lambda self, table: pointer(self, fenced_copy(table)))
+        patch.setattr(Addresses, "pointer", lambda self, table: pointer(self, fenced_copy(table)))
         yield

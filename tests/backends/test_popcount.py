@@ -108,7 +108,7 @@ def test_bit_weights_are_made_once() -> None:
     build = _two_layers(32)
     executable = cpu.load(build.finish((build.operations[-1].output,)))
     inputs = [torch.zeros(1, 6, 6, 32)]
-    weights = executable._bit_weights
+    weights = executable._forms.bits
     assert weights.tensors() == ()
     executable.run(inputs, Widths((("layer0", 1), ("layer1", 8))))
     row = 3 * 32 // 8
