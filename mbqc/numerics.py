@@ -172,9 +172,10 @@ def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | No
         slope = torch.where(spread > 0, std.to(torch.float64) / spread, scale)
     if size > MOST_SHIFTED:
         return Correction(slope, mean - slope * total / size, None)
-    _, reached = _shift_to(exact, size * mean / slope)
-    slope = torch.where(reached, slope, scale)
-    shift, _ = _shift_to(exact, size * mean / slope)
+    shift, reached = _shift_to(codes, size * mean / slope)
+    if not bool(reached.all()):
+        slope = torch.where(reached, slope, scale)
+        shift, _ = _shift_to(codes, size * mean / slope)
     return Correction(slope, torch.zeros_like(slope), shift)
 
 
@@ -184,7 +185,8 @@ def _shift_to(codes: Tensor, total: Tensor) -> tuple[Shift, Tensor]:
     `total` may be infinite or not a number: nothing is close to that.
     """
     size, (low, high) = codes.shape[1], weight_range(STORED_BITS)
-    target = torch.round(total.nan_to_num(torch.inf)).clamp(2 * size * low, 2 * size * high)
+    codes = codes.to(torch.float32)  # exact: a sum of MOST_SHIFTED codes is far below 2^24
+    target = torch.round(total.nan_to_num(torch.inf)).clamp(2 * size * low, 2 * size * high).to(torch.float32)
 
     def missing(whole: Tensor) -> Tensor:
         return target - (codes + whole[:, None]).clamp(low, high).sum(1)

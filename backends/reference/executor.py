@@ -148,7 +148,7 @@ class ReferenceExecutable:
         stored = self._program.tensors[name]
         assert step.weights is not None
         codes = weight_codes(stored.flatten(1), step.bits, self._program.listing.ladder, step.weights.shift)
-        return codes.reshape(stored.shape)
+        return codes.reshape(stored.shape).long()
 
     def _finish(
         self, accumulator: Tensor, window: Tensor | None, bound: BoundEpilogue, residual: Tensor | None, output: str

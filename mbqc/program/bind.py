@@ -275,8 +275,8 @@ def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder
 
 
 def weight_codes(stored: Tensor, bits: int, ladder: numerics.Ladder, shift: numerics.Shift | None) -> Tensor:
-    """The codes of a `WeightLine` from stored ones [out, n], int64."""
-    narrowed = numerics.narrow(stored.to(torch.int64), bits, ladder)
+    """The codes of a `WeightLine` from stored ones [out, n], int16: a shift goes through larger numbers."""
+    narrowed = numerics.narrow(stored.to(torch.int16), bits, ladder)
     return narrowed if shift is None else shift.apply(narrowed << (numerics.STORED_BITS - bits))
 
 
