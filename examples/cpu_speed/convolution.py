@@ -1,4 +1,7 @@
-"""Single convolutions at 8 bits: share of the measured peak, and oneDNN's int8 kernels beside them."""
+"""Single convolutions at 8 bits: share of the measured peak, and oneDNN's int8 kernels beside them.
+
+Multiply-adds on padding count, though rows of zeros are left out: so 3 x 3 layers of small images can pass 100 %.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ def rows(repeats: int) -> Iterator[Row]:
 def _compile(shape: Shape) -> tuple[Compiled, torch.Tensor]:
     torch.manual_seed(0)
     layer = nn.Conv2d(shape.inputs, shape.outputs, shape.kernel, shape.stride, shape.kernel // 2)
-    x = torch.randn(1, shape.inputs, shape.size, shape.size)
+    x = torch.rand(1, shape.inputs, shape.size, shape.size)  # not negative, as after a ReLU: the zero-point is 0
     network = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(shape.outputs, 8, 1))  # a reader: the layer stores codes
     return mbqc.compile(network.eval(), x, "quant{calibration=minmax}"), x
 

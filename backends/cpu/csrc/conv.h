@@ -2,6 +2,7 @@
 #pragma once
 
 #include "few_rows.h"
+#include "taps.h"
 
 namespace mbqc::MBQC_ISA {
 
@@ -53,35 +54,53 @@ inline Walk walk_of(const Conv& c, const Shape& s) {
     w.quads = (c.run_taps * (c.channels / c.groups) + QUAD - 1) / QUAD;
     w.pixel_bytes = s.out_width > MAX_PACKED_ROWS ? c.pixel_bytes : c.channels;  // a tile of few fits as it is
     w.pixel_stride = c.stride[1] * w.pixel_bytes;
-    w.panel_bytes = w.rows * w.runs * w.quads * PANEL_GROUP;
+    w.row_bytes = w.runs * w.quads * PANEL_GROUP;
+    w.panel_bytes = w.rows * w.row_bytes;
     return w;
 }
+
+// Whether products with the border are zero: then its rows are left out.
+inline bool border_is_zero(const Conv& c) { return c.border_code == 0 && (c.padding[0] > 0 || c.padding[1] > 0); }
 
 // Tiles of a row as equal as they can be: no small remainder. The first `larger` ones have a pixel more.
 struct Tiling {
     int64_t count;
     int64_t pixels;
     int64_t larger;
-    bool paired;  // tiles of two short rows instead: weights are read half as often
+    bool paired;     // tiles of two short rows instead: weights are read half as often
+    bool lone_ends;  // but for the first and the last row, which have fewer products
+    int64_t tiles;   // of an image
 
-    explicit Tiling(int64_t width, bool may_pair)
-        : count((width + MAX_PIXELS - 1) / MAX_PIXELS),
-          pixels(width / most(1, count)),
-          larger(width - pixels * count),
-          paired(may_pair && 2 * width == MAX_PIXELS) {}
+    Tiling(const Conv& c, const Shape& s, bool may_pair)
+        : count((s.out_width + MAX_PIXELS - 1) / MAX_PIXELS),
+          pixels(s.out_width / most(1, count)),
+          larger(s.out_width - pixels * count),
+          paired(may_pair && 2 * s.out_width == MAX_PIXELS),
+          lone_ends(border_is_zero(c) && c.out_height > 2),
+          tiles(paired ? (c.out_height + 1) / 2 + (lone_ends && c.out_height % 2) : c.out_height * count) {
+        if (paired && lone_ends && c.out_height % 2 == 0) tiles = c.out_height / 2 + 1;
+    }
 
     // The first pixel of a tile.
     int64_t start(int64_t tile) const { return tile * pixels + least(tile, larger); }
 
-    // Tiles of so many rows.
-    int64_t total(int64_t images, int64_t height) const {
-        return images * (paired ? (height + 1) / 2 : height * count);
+    // Rows of a paired tile.
+    Range rows(int64_t tile, int64_t height) const {
+        if (!lone_ends) return {2 * tile, least(height, 2 * tile + 2)};
+        if (tile == tiles - 1) return {height - 1, height};
+        return {most(0, 2 * tile - 1), least(height - 1, 2 * tile + 1)};
     }
 };
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
 constexpr int64_t FEW_PIXELS = 100;            // with fewer, weights narrow in registers
 constexpr int64_t SMALL_PANEL = 48 << 10;      // likewise with more bytes: scratch would leave the first cache
+
+// The rows of a kernel that count for some outputs.
+struct Inside {
+    Walk walk;
+    int64_t first;
+};
 
 // One group's outputs: panels of weights over tiles of pixels.
 struct Dense {
@@ -99,8 +118,9 @@ struct Dense {
     void run(const int8_t* panel, int64_t channel, int64_t lanes, Range tiles) const {
         constexpr auto sizes = std::make_index_sequence<MAX_PIXELS>{};
         const Narrowing narrowing(c.weights);
-        each(channel, lanes, tiles, [&](int64_t pixels, const uint8_t* inputs, const Finish& f) {
-            multiplier<BLOCKS, NARROW>(pixels, sizes)(walk, inputs, panel, narrowing, f);
+        each(channel, lanes, tiles, [&](const Inside& in, int64_t pixels, const uint8_t* inputs, const Finish& f) {
+            const int8_t* weights = panel + in.first * walk.row_bytes;
+            multiplier<BLOCKS, NARROW>(pixels, sizes)(in.walk, inputs, weights, narrowing, f);
         });
     }
 
@@ -111,11 +131,12 @@ struct Dense {
         while (tiles.first < tiles.last) {
             const int64_t row = tiles.first / tiling.count, tile = tiles.first % tiling.count;
             const int64_t end = least(tiling.count, tile + tiles.last - tiles.first), column = tiling.start(tile);
-            const uint8_t* inputs = inputs_of(row / c.out_height, row % c.out_height, column);
+            const Inside in = inside({row % c.out_height, row % c.out_height + 1});
+            const uint8_t* inputs = inputs_of(in, row / c.out_height, row % c.out_height, column);
             Finish f = finish_of(row * s.out_width + column, channel, lanes);
             const auto run_tiles = [&](int64_t pixels, int64_t count) {
                 for (; count > 0; --count) {
-                    multiply(pixels, inputs, f);
+                    multiply(in, pixels, inputs, f);
                     inputs += pixels * walk.pixel_stride;
                     f.advance(pixels);
                 }
@@ -126,20 +147,31 @@ struct Dense {
         }
     }
 
-    // Likewise, of pairs of rows; the last of an image may be one row.
+    // Likewise, of pairs of rows.
     template <class Multiply>
     void each_pair(int64_t channel, int64_t lanes, Range pairs, Multiply multiply) const {
-        const int64_t image_pairs = (c.out_height + 1) / 2;
         for (int64_t i = pairs.first; i < pairs.last; ++i) {
-            const int64_t n = i / image_pairs, y = i % image_pairs * 2;
-            const int64_t rows = least(2, c.out_height - y);
-            multiply(rows * s.out_width, inputs_of(n, y, 0),
-                     finish_of((n * c.out_height + y) * s.out_width, channel, lanes));
+            const int64_t n = i / tiling.tiles;
+            const Range rows = tiling.rows(i % tiling.tiles, c.out_height);
+            const Inside in = inside(rows);
+            multiply(in, (rows.last - rows.first) * s.out_width, inputs_of(in, n, rows.first, 0),
+                     finish_of((n * c.out_height + rows.first) * s.out_width, channel, lanes));
         }
     }
 
-    const uint8_t* inputs_of(int64_t n, int64_t y, int64_t column) const {
-        return x + s.pixel(c, n, y, column) * walk.pixel_bytes;
+    // The rows of the kernel that touch the input for some row of outputs, or all.
+    Inside inside(Range rows) const {
+        if (!border_is_zero(c)) return {walk, 0};
+        const auto taps = [&](int64_t y) {
+            return taps_inside(y * c.stride[0] - c.padding[0], c.height, c.kernel[0], c.dilation[0]);
+        };
+        Inside in{walk, taps(rows.last - 1).first};
+        in.walk.rows = most(0, taps(rows.first).last - in.first);
+        return in;
+    }
+
+    const uint8_t* inputs_of(const Inside& in, int64_t n, int64_t y, int64_t column) const {
+        return x + s.pixel(c, n, y, column) * walk.pixel_bytes + in.first * walk.row_step;
     }
 
     Finish finish_of(int64_t output, int64_t channel, int64_t lanes) const {
@@ -163,12 +195,12 @@ inline void conv(const Conv& c, const Call& call) {
     if (few_rows(c, s, x, windows, call)) return;
     Walk walk = walk_of(c, s);
     x = spread_input(c, s, walk, x, call);
-    const Tiling tiling(s.out_width, true);
+    const Tiling tiling(c, s, true);
     walk.half_tile = tiling.paired ? c.stride[0] * s.width * c.channels : MAX_PIXELS / 2 * walk.pixel_stride;
     const bool few = s.images * c.out_height * s.out_width < FEW_PIXELS || MAX_BLOCKS * walk.panel_bytes > SMALL_PANEL;
     const bool in_registers = few && c.weights.bits < 8 && !c.weights.whole;
     const int64_t panels = (outputs + PANEL - 1) / PANEL, blocks = (outputs + BLOCK - 1) / BLOCK;
-    const int64_t tiles = tiling.total(s.images, c.out_height);
+    const int64_t tiles = s.images * tiling.tiles;
     Range work = call.share(c.groups * panels * tiles);
     while (work.first < work.last) {
         const int64_t panel = work.first / tiles, first = work.first % tiles;

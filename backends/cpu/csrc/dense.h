@@ -15,7 +15,8 @@ struct Walk {
     int64_t pixel_bytes;
     int64_t pixel_stride;  // between the inputs of neighbouring outputs
     int64_t half_tile;     // between the inputs of the halves of a full tile: they may be two rows
-    int64_t panel_bytes;
+    int64_t row_bytes;     // of a kernel row's weights for a block of outputs
+    int64_t panel_bytes;   // of all of them
     const int8_t* next;  // the stored codes that are needed next: they come to the second cache meanwhile
 };
 

@@ -1,16 +1,9 @@
 // Average and maximum pooling.
 #pragma once
 
-#include "epilogue.h"
+#include "taps.h"
 
 namespace mbqc::MBQC_ISA {
-
-// Which taps of a kernel lie inside the input.
-inline Range taps_inside(int64_t start, int64_t size, int64_t kernel, int64_t dilation) {
-    const int64_t first = start < 0 ? (-start + dilation - 1) / dilation : 0;
-    const int64_t last = start < size ? (size - 1 - start) / dilation + 1 : 0;
-    return {first, most(first, least(kernel, last))};
-}
 
 // Calls `visit(codes)` for every pixel of an output's window inside the input; returns how many lie outside.
 template <class Visitor>

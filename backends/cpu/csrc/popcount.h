@@ -90,7 +90,8 @@ inline Walk bit_walk(const Conv& c, const Shape& s) {
     w.run_step = c.dilation[1] * w.pixel_bytes;
     w.quads = (c.run_taps * c.channels + WORD - 1) / WORD;
     w.pixel_stride = c.stride[1] * w.pixel_bytes;
-    w.panel_bytes = c.weights.bits * w.rows * w.runs * w.quads * WORD_GROUP;
+    w.row_bytes = w.runs * w.quads * WORD_GROUP;
+    w.panel_bytes = c.weights.bits * w.rows * w.row_bytes;
     return w;
 }
 
@@ -104,9 +105,9 @@ inline void popcount(const Conv& c, const Call& call) {
     const float* windows = c.epilogue.window_multiplier ? window_sums(c, s, call, sum_pixels) : nullptr;
     const Walk walk = bit_walk(c, s);
     const Planes planes{c.input_bits, bits.bytes, c.weights.bits, walk.panel_bytes / c.weights.bits};
-    const Tiling tiling(s.out_width, false);
+    const Tiling tiling(c, s, false);
     const Dense dense{c, s, call, walk, tiling, bits.start, windows};
-    const int64_t tiles = s.images * c.out_height * tiling.count;
+    const int64_t tiles = s.images * tiling.tiles;
     Range work = call.share((c.out_channels + PANEL - 1) / PANEL * tiles);
     while (work.first < work.last) {
         const int64_t channel = work.first / tiles * PANEL, first = work.first % tiles;
@@ -114,9 +115,9 @@ inline void popcount(const Conv& c, const Call& call) {
         const int64_t half = channel / BLOCK % PANEL_BLOCKS * BLOCK * WORD / 8;  // where kernels take but one block
         const int8_t* panel = c.weights.codes + channel / (PANEL_BLOCKS * BLOCK) * walk.panel_bytes + half;
         const Range part{first, least(tiles, first + work.last - work.first)};
-        dense.each(channel, lanes, part, [&](int64_t pixels, const uint8_t* x, const Finish& f) {
+        dense.each(channel, lanes, part, [&](const Inside& inside, int64_t pixels, const uint8_t* x, const Finish& f) {
             const Count count = lanes > BLOCK ? counter<MAX_BLOCKS>(pixels, sizes) : counter<1>(pixels, sizes);
-            count(walk, planes, x, panel, f);
+            count(inside.walk, planes, x, panel + inside.first * walk.row_bytes, f);
         });
         work.first += part.last - part.first;
     }
