@@ -163,12 +163,12 @@ def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | No
         scale: of a stored code [C].
         mean, std: [C], population moments of the float weights; without `std` the spread stays.
     """
-    exact, size = codes.to(torch.float64), codes.shape[1]
-    scale, mean, total = scale.to(torch.float64), mean.to(torch.float64), exact.sum(1)
+    whole, size = codes.to(torch.int32), codes.shape[1]
+    scale, mean, total = scale.to(torch.float64), mean.to(torch.float64), whole.sum(1)
     slope = scale
     if std is not None:
         # whole numbers up to the root, so a constant channel is exactly constant: its gain is 1
-        spread = (size * exact.square().sum(1) - total.square()).sqrt() / size
+        spread = (size * whole.square().sum(1) - total.square()).to(torch.float64).sqrt() / size
         slope = torch.where(spread > 0, std.to(torch.float64) / spread, scale)
     if size > MOST_SHIFTED:
         return Correction(slope, mean - slope * total / size, None)

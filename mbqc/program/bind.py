@@ -10,7 +10,7 @@ zero-point, a weight `W = a q + o` per output channel (EMQNet's correction is a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -237,6 +237,10 @@ class _Binding:
         return numerics.requantize(real / target.scale + target.zero_point, 0.0, float(target.top)).to(torch.uint8)
 
 
+CHUNK = 1 << 17
+"""Codes of a layer that are narrowed at once: what is made of them on the way stays in the second cache."""
+
+
 @dataclass(frozen=True)
 class WeightLine:
     """Real weights as a line over codes, `W = slope * code + offset` per output channel (float64 [out]).
@@ -257,21 +261,42 @@ class WeightLine:
 def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder: numerics.Ladder) -> WeightLine:
     """The line of a layer at `bits`: the ladder's own, or below 8 bits the one that matches the stored moments."""
     stored = tensors[weight.codes].flatten(1)
-    scale = tensors[weight.scale].to(torch.float64)
+    scale, mean, std = (None if name is None else tensors[name] for name in (weight.scale, weight.mean, weight.std))
+    assert scale is not None
+    channels = max(1, CHUNK // max(1, stored.shape[1]))
+    lines = []
+    for first in range(0, max(1, len(stored)), channels):
+        part = slice(first, first + channels)
+        moments = None if mean is None else (mean[part], None if std is None else std[part])
+        lines.append(_line_of(stored[part], scale[part].to(torch.float64), moments, bits, ladder))
+    return lines[0] if len(lines) == 1 else _join(lines)
+
+
+def _line_of(
+    stored: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor | None] | None, bits: int, ladder: numerics.Ladder
+) -> WeightLine:
+    drop, count = numerics.STORED_BITS - bits, stored.shape[1]
     narrowed = weight_codes(stored, bits, ladder, None)
-    step, code_sum, count = (
-        float(1 << (numerics.STORED_BITS - bits)),
-        narrowed.sum(1).to(torch.float64),
-        stored.shape[1],
-    )
-    if weight.mean is None or bits == numerics.STORED_BITS:
+    code_sum, step = narrowed.sum(1).to(torch.float64), float(1 << drop)
+    if moments is None or drop == 0:
         return WeightLine(scale * step, scale * numerics.ladder_offset(bits, ladder), None, code_sum, count)
-    std = None if weight.std is None else tensors[weight.std]
-    found = numerics.correct_moments(narrowed * step, scale, tensors[weight.mean], std)
+    found = numerics.correct_moments(narrowed << drop, scale, *moments)
     if found.shift is None:
         return WeightLine(found.slope * step, found.offset, None, code_sum, count)
     code_sum = weight_codes(stored, bits, ladder, found.shift).sum(1).to(torch.float64)
     return WeightLine(found.slope, found.offset, found.shift, code_sum, count)
+
+
+def _join(lines: Sequence[WeightLine]) -> WeightLine:
+    """The line of all channels from those of some."""
+    slope, offset, code_sum = (
+        torch.cat(p) for p in zip(*((w.slope, w.offset, w.code_sum) for w in lines), strict=True)
+    )
+    shifts = [line.shift for line in lines if line.shift is not None]
+    shift = (
+        numerics.Shift(torch.cat([s.whole for s in shifts]), torch.cat([s.rest for s in shifts])) if shifts else None
+    )
+    return WeightLine(slope, offset, shift, code_sum, lines[0].count)
 
 
 def weight_codes(stored: Tensor, bits: int, ladder: numerics.Ladder, shift: numerics.Shift | None) -> Tensor:
