@@ -268,30 +268,10 @@ inline int64_t sum_bit_rows(const uint8_t* x, int64_t count, int64_t bytes, int6
     return i;
 }
 
-// Whole vectors of codes through a table; returns how many codes. A table of words has two codes an entry.
-inline int64_t look_up_vectors(const uint8_t* x, const uint8_t* table, uint8_t* y, int64_t count) {
-    __m512i entries[4];
-    for (int i = 0; i < 4; ++i) entries[i] = _mm512_loadu_si512(table + 64 * i);
-    const auto words = [&](__m512i codes) INLINE {  // the low byte of each word through the table
-        const __m512i at = _mm512_srli_epi16(codes, 1);
-        const __m512i low = _mm512_permutex2var_epi16(entries[0], at, entries[1]);
-        const __m512i high = _mm512_permutex2var_epi16(entries[2], at, entries[3]);
-        const __m512i pair = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(codes, _mm512_set1_epi16(128)), low, high);
-        const __m512i shift = _mm512_slli_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(1)), 3);
-        return _mm512_and_si512(_mm512_srlv_epi16(pair, shift), _mm512_set1_epi16(255));
-    };
-    int64_t i = 0;
-    for (; i + 64 <= count; i += 64) {
-        const __m512i codes = _mm512_loadu_si512(x + i);
-        const __m512i odd = words(_mm512_srli_epi16(codes, 8));
-        _mm512_storeu_si512(y + i, _mm512_or_si512(words(codes), _mm512_slli_epi16(odd, 8)));
-    }
-    return i;
-}
-
 }  // namespace mbqc::MBQC_ISA
 
 #include "depthwise_avx512.h"
+#include "lookup_avx512.h"
 #include "run.h"
 
 #endif
