@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -107,6 +108,8 @@ def test_calls_that_are_interrupted_leave_nothing_behind() -> None:
         if within:  # a signal may arrive late
             raise KeyboardInterrupt
 
+    gc.collect()
+    gc.disable()  # Python drops exceptions out of the collector, where other tests' garbage would end
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for i in range(200):
@@ -120,6 +123,7 @@ def test_calls_that_are_interrupted_leave_nothing_behind() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        gc.enable()
     assert interrupted > 20
     assert equal(executable.run([images(3)], uniform(program, 4)), expected)
 
