@@ -37,6 +37,9 @@ class Widths:
     def __hash__(self) -> int:  # asked for at every call
         return self._hash
 
+    def __reduce__(self) -> tuple[type[Widths], tuple[tuple[tuple[str, int], ...], bool]]:
+        return Widths, (self.layers, self.is_float)  # not what is cached: another process hashes texts differently
+
     @cached_property
     def by_layer(self) -> Mapping[str, int]:
         """Layer to width, in the order of the graph."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,13 @@ def test_text() -> None:
     assert str(FLOAT) == "float"
     assert str(Widths((("a", 4), ("b", 4)))) == "4"
     assert str(Widths((("a", 4), ("b", 8)))) == "8:4 mixed"
+
+
+def test_widths_pass_to_another_process_without_what_they_keep() -> None:
+    """Texts have another hash there, and a view of a map cannot be pickled."""
+    widths = Widths((("a", 8), ("b", 2)))
+    assert hash(widths) == hash(Widths(widths.layers))
+    assert widths.by_layer["b"] == 2
+    copied = pickle.loads(pickle.dumps(widths))
+    assert copied == widths
+    assert not {"_hash", "by_layer"} & vars(copied).keys()
