@@ -11,7 +11,6 @@ from weakref import WeakSet
 from torch import Tensor
 
 from mbqc.backend import Ceilings
-from mbqc.backends.cpu.abi import MAX_PACKED_ROWS
 from mbqc.backends.cpu.call import CallValues
 from mbqc.backends.cpu.ceiling import measure
 from mbqc.backends.cpu.forms import WeightForms
@@ -94,13 +93,13 @@ class CpuExecutable:
     def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
         """The instruction set of each operation, and what else it does than 8-bit products; `torch` for fallbacks."""
         names: list[str] = []
-        for part in self._plan(widths, False, _batch_of_plan(batch)):
+        for part in self._plan(widths, False, self._forms.packed.batch_of_plan(batch)):
             names += part.kernels(self._kernels.isa) if isinstance(part, NativeRun) else ["torch"]
         return tuple(names)
 
     def prepare(self, widths: Widths, batch: int) -> None:
         """Makes what calls at these widths and batch size need: the plan, and other forms of weights."""
-        self._plan(widths, False, _batch_of_plan(batch))
+        self._plan(widths, False, self._forms.packed.batch_of_plan(batch))
 
     def _make_plan(self, widths: Widths, trace: bool, batch: int) -> tuple[Part, ...]:
         places = self._trace_layout if trace else self._layout
@@ -120,7 +119,7 @@ class CpuExecutable:
             for name, tensor in zip(listing.inputs, inputs, strict=True):
                 values.take(name, tensor)
             values.allocate()
-            for part in self._plan(widths, trace, _batch_of_plan(batch)):
+            for part in self._plan(widths, trace, self._forms.packed.batch_of_plan(batch)):
                 start = time.perf_counter()
                 if isinstance(part, NativeRun):
                     ticks = None if seconds is None else part.ticks()
@@ -134,8 +133,3 @@ class CpuExecutable:
                 if seconds is not None:
                     seconds += spent
             return {name: values.detached(name) for name in (listing.values if trace else listing.outputs)}
-
-
-def _batch_of_plan(batch: int) -> int:
-    """The batch size that a plan is made for: plans for many samples are the same."""
-    return min(batch, MAX_PACKED_ROWS + 1)

@@ -75,6 +75,24 @@ class PackedWeights:
         self._lock = threading.Lock()
         self._copies: dict[tuple[str, int], Packed] = {}
 
+        chosen = [self._paying(batch) for batch in range(abi.MAX_PACKED_ROWS + 2)]
+        self._batches = [chosen.index(outputs) for outputs in chosen]
+
+    def batch_of_plan(self, batch: int) -> int:
+        """The smallest batch size for which the same layers would be packed, so that they share a plan."""
+        return self._batches[min(batch, len(self._batches) - 1)]
+
+    def _paying(self, batch: int) -> set[str]:
+        return {output for output in self._layers if self._pays(output, batch)}
+
+    def _pays(self, output: str, batch: int) -> bool:
+        """Whether a copy of a layer operation's weights, at a width that has one, pays for `batch` samples."""
+        layer = self._layers[output]
+        if not layer.geometry.linear or layer.positions is not None:
+            return False  # where there are positions, codes may be shifted
+        pixels = layer.geometry.out_width
+        return self._cost.pays(layer.weights.numel(), pixels if pixels > 0 else -pixels * batch)
+
     def tensors(self) -> list[Tensor]:
         """All copies."""
         with self._lock:
@@ -82,12 +100,9 @@ class PackedWeights:
 
     def find(self, output: str, bits: int, batch: int) -> Packed | None:
         """The copy for calls of `batch` samples of the layer operation with that output, or None where none pays."""
-        layer = self._layers[output]
-        if bits not in FIELDS or not layer.geometry.linear or layer.positions is not None:
-            return None  # where there are positions, codes may be shifted
-        pixels, field = layer.geometry.out_width, FIELDS[bits]
-        if not self._cost.pays(layer.weights.numel(), pixels if pixels > 0 else -pixels * batch):
+        if bits not in FIELDS or not self._pays(output, batch):
             return None
+        field = FIELDS[bits]
         with self._lock:
             if (output, bits) not in self._copies:
                 self._copies[output, bits] = Packed(self._pack(self._layers[output], bits, field), field)

@@ -143,3 +143,11 @@ def test_kernels_are_named(bits: int) -> None:
     packed = f"{isa} packed{FIELDS[bits]}" if bits in FIELDS else isa
     assert executable.kernels(with_inputs_of(program, 8, bits), 1) == (isa, packed, isa)
     assert executable.kernels(with_inputs_of(program, 8, bits), 100) == (isa, isa, isa)
+
+
+def test_batches_share_a_plan_unless_other_layers_are_packed() -> None:
+    """A layer of 600 x 600 gains from packing up to 4 rows; one of 10 outputs never does."""
+    packed = cpu.load(large())._forms.packed
+    assert [packed.batch_of_plan(batch) for batch in (0, 1, 4, 5, 9, 100)] == [0, 0, 0, 5, 5, 5]
+    never = CpuExecutable(large(), kernels(), 1, CostModel(smallest=1 << 60))._forms.packed
+    assert {never.batch_of_plan(batch) for batch in range(100)} == {0}
