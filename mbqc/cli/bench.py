@@ -88,7 +88,7 @@ class Benchmark(Answer):
             print_wrapped(f"  {name}: {reason}.", indent=4)
         slow = [row.bits for row in self.rows if row.bits in tuple("234567") and row.speed < NOTICEABLE]
         if slow and self.layers is None and self.rows[0].bits == "8":
-            print("  2 to 7 bits compute as int8: they can save memory traffic only; see --layers.")
+            print("  Widths that are not faster compute as 8 bits do: --layers says why.")
 
     def _show_calls(self) -> None:
         alone = all(row.bits is not None for row in self.rows)
