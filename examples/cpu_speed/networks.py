@@ -13,7 +13,7 @@ from rows import Row, summary
 import mbqc
 from mbqc.cli.against import prepare, subject_of
 from mbqc.cli.timing import in_turn, timed
-from mbqc.program.operations import Conv, Program
+from mbqc.program.operations import Conv
 from mbqc.runtime import Compiled
 from mbqc.userfile import UserModel, load_user_model
 
@@ -124,17 +124,13 @@ def _widths(loaded: Loaded, repeats: int) -> Iterator[Row]:
 
 
 def _depthwise(loaded: Loaded, repeats: int) -> Row:
-    program = loaded.compiled.program
-    chosen = [i for i, op in enumerate(program.listing.operations) if _is_depthwise(program, op)]
+    operations = loaded.compiled.program.listing.operations
+    chosen = [i for i, op in enumerate(operations) if isinstance(op, Conv) and op.groups > 1]
     widths = loaded.compiled.widths(8)
     call = {"own": lambda: loaded.compiled.executable.profile([loaded.x], widths)}
     runs = in_turn("depthwise layers", call, repeats)["own"]
     found = summary([1e6 * sum(run[i] for i in chosen) for run in runs])
     return Row(f"MobileNetV2's {len(chosen)} depthwise layers", *found, "us", 220, 134)
-
-
-def _is_depthwise(program: Program, operation: object) -> bool:
-    return isinstance(operation, Conv) and operation.groups > 1
 
 
 def _overhead(loaded: Loaded, repeats: int) -> Row:

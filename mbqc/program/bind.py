@@ -261,8 +261,8 @@ class WeightLine:
 def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder: numerics.Ladder) -> WeightLine:
     """The line of a layer at `bits`: the ladder's own, or below 8 bits the one that matches the stored moments."""
     stored = tensors[weight.codes].flatten(1)
-    scale, mean, std = (None if name is None else tensors[name] for name in (weight.scale, weight.mean, weight.std))
-    assert scale is not None
+    scale = tensors[weight.scale]
+    mean, std = (None if name is None else tensors[name] for name in (weight.mean, weight.std))
     channels = max(1, CHUNK // max(1, stored.shape[1]))
     lines = []
     for first in range(0, max(1, len(stored)), channels):

@@ -60,7 +60,7 @@ inline Walk walk_of(const Conv& c, const Shape& s) {
 }
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
-constexpr int64_t FEW_PIXELS = 100;            // with fewer, weights narrow in registers
+constexpr int64_t FEW_PIXELS = 100;            // with fewer, weights narrow in registers: of 64, 6 not 9 % of the time
 constexpr int64_t SMALL_PANEL = 48 << 10;      // likewise with more bytes: scratch would leave the first cache
 
 // The rows of a kernel that count for some outputs.
