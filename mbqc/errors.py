@@ -6,6 +6,14 @@ without a traceback and ends with its `exit_code`: 2 for wrong usage, 1 for ever
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+
+_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")} | {str(Path(__file__).parent)}
+_NOT_THE_USERS = ("<", *(f"{folder}{os.sep}" for folder in _INSTALLED))
+
 
 class MbqcError(Exception):
     """Base of all errors addressed to the user.
@@ -73,3 +81,9 @@ class ArtifactError(MbqcError):
 
 class BackendError(MbqcError):
     """A backend is not available, or cannot run a Program."""
+
+
+def user_line(error: BaseException) -> str | None:
+    """`file:line` of the innermost frame of an exception that is neither of mbqc nor of an installed package."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None

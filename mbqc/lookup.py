@@ -5,18 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import os
 import sys
-import sysconfig
-import traceback
 from pathlib import Path
 from types import ModuleType
 
-from mbqc.errors import MbqcError, ModelError, PipelineError
+from mbqc.errors import MbqcError, ModelError, PipelineError, user_line
 from mbqc.pipeline import Pass
-
-_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")} | {str(Path(__file__).parent)}
-_NOT_THE_USERS = ("<", *(f"{folder}{os.sep}" for folder in _INSTALLED))
 
 
 def find_pass(name: str) -> type[Pass]:
@@ -91,9 +85,3 @@ def _import_error(place: str, error: BaseException) -> ModelError:
         return ModelError(f"syntax error: {error.msg}", where=where)
     where = user_line(error) or place
     return ModelError(f"raised {type(error).__name__} while it was imported: {error}", where=where)
-
-
-def user_line(error: BaseException) -> str | None:
-    """`file:line` of the innermost frame of an exception that is neither of mbqc nor of an installed package."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None

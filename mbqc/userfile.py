@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbqc.errors import MbqcError, ModelError
-from mbqc.lookup import import_module, user_line
+from mbqc.errors import MbqcError, ModelError, user_line
+from mbqc.lookup import import_module
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mbqc.errors import DataError, PassError, PipelineError
+from mbqc.errors import PassError, PipelineError
 from mbqc.ir.annotations import Sensitivity, Switching, annotate
 from mbqc.ir.quantized import layer_nodes, weight_quantizer_of
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context, Pass, Property
-from mbqc.pipeline.context import LabelledBatch
+from mbqc.pipeline.data import LabelledBatch
+from mbqc.pipeline.objective import checked_loss
 from mbqc.properties import QUANTIZED, SENSITIVITY
 from mbqc.widths import FLOAT
 
@@ -186,24 +187,7 @@ def _loss(context: Context, batches: list[LabelledBatch], source: str) -> Callab
     """The user's loss, or without one (or without targets) the divergence from the model's own prediction."""
     labelled = bool(batches) and batches[0][1] is not None
     if context.loss is not None and labelled:
-        own = context.loss
-
-        def with_labels(output: Any, target: Tensor | None) -> Tensor:
-            try:
-                value = own(output, cast(Tensor, target))
-            except Exception as error:  # the user's function may raise anything
-                raise DataError(f"loss(output, target) failed: {type(error).__name__}: {error}") from error
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                shape = f" and shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-                raise DataError(
-                    f"loss(output, target) returned an object of type {type(value).__name__}{shape}, expected a scalar",
-                    hint="average over the samples, with .mean()" if shape else "return a tensor of one number",
-                )
-            if not value.requires_grad:
-                raise DataError("loss(output, target) does not depend on output in a way that torch can differentiate")
-            return value
-
-        return with_labels
+        return cast("Callable[[Any, Tensor | None], Tensor]", checked_loss(context.loss))
     missing = "no loss()" if labelled else "no labelled data"
     context.report.add(source, "warning", "", f"{missing}: sensitivity is measured against the model's own prediction")
     return _own_prediction_loss

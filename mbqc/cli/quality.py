@@ -13,7 +13,7 @@ from mbqc.cli.output import warn
 from mbqc.cli.progress import show_progress
 from mbqc.errors import DataError
 from mbqc.ir.compare import sqnr
-from mbqc.pipeline.context import check_input, split_batch
+from mbqc.pipeline.data import check_input, split_batch
 from mbqc.runtime import Compiled
 from mbqc.userfile import UserModel
 from mbqc.widths import Bits

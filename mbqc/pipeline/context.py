@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from mbqc.errors import DataError, UsageError
-
-Batch = tuple[Tensor, ...]
-"""Model inputs of one batch."""
-
-LabelledBatch = tuple[Batch, Tensor | None]
-"""Model inputs and their targets; None without labels."""
+from mbqc.pipeline.data import Batch, LabelledBatch, Samples, check_input, samples_of, split_batch
+from mbqc.pipeline.training import TrainingResult
 
 MAX_SEED = 2**63 - 1
 
@@ -41,10 +39,16 @@ class Note:
 
 @dataclass
 class Report:
-    """What passes say about a run, in order."""
+    """What passes say about a run, in order.
+
+    Attributes:
+        seconds: by pass.
+        training: what training did; None where no pass trained.
+    """
 
     notes: list[Note] = field(default_factory=list)
     seconds: list[tuple[str, float]] = field(default_factory=list)
+    training: TrainingResult | None = None
 
     def add(self, source: str, kind: str, subject: str, message: str) -> None:
         """Appends a note, once."""
@@ -53,13 +57,19 @@ class Report:
             self.notes.append(note)
 
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+class Advance(Protocol):
+    """Tells that one more step of long work is done, and how it stands."""
+
+    def __call__(self, status: str = "") -> None: ...
+
+
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """`with progress("calibrating", total) as advance: advance()`: how long work is shown."""
 
 
-def silent(description: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+def silent(description: str, total: int) -> AbstractContextManager[Advance]:
     """Progress that shows nothing."""
-    return nullcontext(lambda: None)
+    return nullcontext(lambda status="": None)
 
 
 @dataclass(frozen=True)
@@ -70,31 +80,45 @@ class Context:
         example_inputs: one valid input of the model; dimension 0 is the batch.
         calibration: batches of representative inputs, read once and kept; None where the user gave none: the example
             inputs then serve.
-        labelled: batches with targets for passes that need a loss; None: calibration data without labels.
+        labelled: data with targets for passes that need a loss: batches, a DataLoader, a map-style Dataset, or all
+            samples as a tuple of tensors (inputs..., target). None: calibration data without labels.
         loss: `loss(output, target) -> scalar`, None for the loss against the model's own prediction.
+        evaluation: batches with targets on which training is judged.
+        metric: `metric(output, target)` of all outputs and targets at once, higher is better; None for top-1 accuracy
+            in percent.
         seed: of everything random, not negative.
         report: notes of passes.
         progress: shows long work.
+        folder: where training keeps checkpoints, history and curves; None to keep nothing.
+        resume: go on from the newest checkpoint in `folder`.
     """
 
     example_inputs: Batch
     calibration: Iterable[object] | None = None
-    labelled: Iterable[object] | None = None
-    loss: Callable[[object, Tensor], Tensor] | None = None
+    labelled: Iterable[object] | Dataset[Any] | None = None
+    loss: Callable[[Any, Tensor], Tensor] | None = None
+    evaluation: Iterable[object] | None = None
+    metric: Callable[[Any, Tensor], float] | None = None
     seed: int = 0
     report: Report = field(default_factory=Report)
     progress: Progress = silent
+    folder: Path | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"seed={self.seed!r} must be a whole number from 0 to 2^63 - 1")
-        for name, data in (("calibration", self.calibration), ("labelled", self.labelled)):
+        for name in ("calibration", "labelled", "evaluation"):
+            data = getattr(self, name)
+            indexed = name == "labelled" and isinstance(data, Dataset)
             # a tensor can be iterated too, sample by sample
-            if isinstance(data, Tensor) or not isinstance(data, Iterable | None):
+            if isinstance(data, Tensor) or not (isinstance(data, Iterable | None) or indexed):
                 kind = type(data).__name__
                 raise DataError(f"{name} is of type {kind}, expected batches", hint=f"write {name}=[...] for one batch")
         if self.calibration is not None:  # several passes read it, an iterator could be read once only
             object.__setattr__(self, "calibration", tuple(self.calibration))
+        if isinstance(self.evaluation, Iterator):
+            object.__setattr__(self, "evaluation", tuple(self.evaluation))
 
     def calibration_batches(self) -> list[Batch]:
         """Checked calibration batches.
@@ -105,10 +129,7 @@ class Context:
         """
         if self.calibration is None:
             return [self.example_inputs]
-        batches = [inputs for inputs, _ in self._checked(self.calibration, "calibration data")]
-        if not batches:
-            raise DataError("calibration data is empty", hint="calibration_data() must give at least one batch")
-        return batches
+        return [inputs for inputs, _ in self.checked(self.calibration, "calibration data")]
 
     def labelled_batches(self) -> Iterator[LabelledBatch]:
         """Checked batches with targets, read when asked for; without labelled data, calibration batches with None.
@@ -119,60 +140,33 @@ class Context:
         if self.labelled is None:
             yield from ((batch, None) for batch in self.calibration_batches())
             return
-        empty = True
-        for batch in self._checked(self.labelled, "training data"):
-            empty = False
-            yield batch
-        if empty:
-            raise DataError("training data is empty", hint="train_data() must give at least one batch")
+        samples = self.samples()
+        yield from self.checked(samples.sweep() if samples is not None else self._labelled_batches(), "training data")
 
-    def _checked(self, data: Iterable[object], what: str) -> Iterator[LabelledBatch]:
+    def samples(self) -> Samples | None:
+        """The labelled data as samples that can be read by index, None where it is batches in an order of its own.
+
+        Raises:
+            DataError: it has no sample, or inputs and targets differ in number.
+        """
+        return samples_of(self.labelled, len(self.example_inputs))
+
+    def _labelled_batches(self) -> Iterable[object]:
+        assert isinstance(self.labelled, Iterable), "a Dataset is samples"
+        return self.labelled
+
+    def checked(self, data: Iterable[object], what: str) -> Iterator[LabelledBatch]:
+        """Batches as (inputs, target), checked against the example inputs.
+
+        Raises:
+            DataError: there is no batch, or one is malformed or not finite; says which.
+        """
+        index = -1
         for index, item in enumerate(data):
             where = f"{what}, batch {index}"
             inputs, target = split_batch(item, len(self.example_inputs), where)
             for given, example in zip(inputs, self.example_inputs, strict=True):
                 check_input(given, example, where)
             yield inputs, target
-
-
-def split_batch(item: object, count: int, where: str | None = None) -> LabelledBatch:
-    """A batch as (inputs, target): a tensor, a tuple of `count` inputs, or either with one target behind it.
-
-    Raises:
-        DataError: it is none of these.
-    """
-    if isinstance(item, Tensor):
-        parts: tuple[object, ...] = (item,)
-    elif isinstance(item, tuple | list):
-        parts = tuple(item)
-    else:
-        raise DataError(
-            f"a batch is of type {type(item).__name__}", where=where, hint="give tensors, or tuples (inputs, target)"
-        )
-    if len(parts) == 2 and isinstance(parts[0], tuple | list):
-        parts = (*parts[0], parts[1])
-    tensors = tuple(part for part in parts if isinstance(part, Tensor))
-    if len(tensors) != len(parts) or len(parts) not in (count, count + 1):
-        raise DataError(
-            f"a batch has {len(parts)} parts, the model takes {count} input(s)",
-            where=where,
-            hint="give the inputs, or the inputs and one target",
-        )
-    return tensors[:count], tensors[count] if len(tensors) > count else None
-
-
-def check_input(given: Tensor, example: Tensor, where: str) -> None:
-    """Refuses an input that does not fit the example input or is not finite.
-
-    Raises:
-        DataError: says which.
-    """
-    if given.dtype != example.dtype or given.shape[1:] != example.shape[1:] or given.dim() != example.dim():
-        raise DataError(
-            f"an input is {given.dtype} {tuple(given.shape)}, the example input {example.dtype} {tuple(example.shape)}",
-            where=where,
-        )
-    if given.shape[0] == 0:
-        raise DataError("the batch is empty", where=where)
-    if given.is_floating_point() and not bool(torch.isfinite(given).all()):
-        raise DataError("an input holds NaN or infinity", where=where, hint="clean the data before compiling")
+        if index < 0:
+            raise DataError(f"{what} is empty", hint="give at least one batch")

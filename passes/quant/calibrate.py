@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from mbqc import numerics
 from mbqc.errors import DataError
 from mbqc.pipeline import Context
-from mbqc.pipeline.context import Batch
+from mbqc.pipeline.data import Batch
 
 Method = Literal["minmax", "percentile", "mse", "gauss_newton"]
 

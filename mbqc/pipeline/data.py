@@ -1,0 +1,166 @@
+"""Data as users give it: batches, or samples that can be read by index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+
+from mbqc.errors import DataError, MbqcError, user_line
+
+Batch = tuple[Tensor, ...]
+"""Model inputs of one batch."""
+
+LabelledBatch = tuple[Batch, Tensor | None]
+"""Model inputs and their targets; None without labels."""
+
+SWEEP_BATCH = 128
+"""Samples a batch where samples are read in order, for passes that do not say how many they want."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples that can be read by index, in any order and in batches of any size.
+
+    Attributes:
+        dataset: map-style; one that defines `__getitems__(indices)` is asked for a whole batch at once.
+        settings: further arguments of the `torch.utils.data.DataLoader` that reads it.
+        batch: samples a batch where the user's own loader says so.
+        inputs: how many inputs the model takes.
+    """
+
+    dataset: Dataset[Any]
+    settings: dict[str, Any]
+    batch: int | None
+    inputs: int
+
+    def __len__(self) -> int:
+        return len(cast("Sequence[object]", self.dataset))
+
+    def batches(self, order: Iterable[Sequence[int]]) -> Iterator[LabelledBatch]:
+        """The batches whose indices `order` gives, unchecked.
+
+        Raises:
+            DataError: the dataset raises (names the user's line), or gives no tensors.
+        """
+        loader = DataLoader(self.dataset, batch_sampler=list(order), **self.settings)
+        return (split_batch(item, self.inputs, "training data") for item in told(loader, "training data"))
+
+    def sweep(self) -> Iterator[LabelledBatch]:
+        """All samples in order."""
+        return self.batches(range(len(self))[at : at + SWEEP_BATCH] for at in range(0, len(self), SWEEP_BATCH))
+
+
+class _Tensors(Dataset[Any]):
+    """Tensors of equal first dimension as a dataset that gives whole batches."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors[0])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        pick = torch.tensor(indices)
+        return tuple(tensor[pick] for tensor in self._tensors)
+
+
+def _as_it_is(batch: object) -> object:
+    return batch
+
+
+def samples_of(data: object, inputs: int) -> Samples | None:
+    """The samples behind a map-style Dataset, a DataLoader over one, or a tuple of tensors; None for other batches.
+
+    A DataLoader that draws samples in an order of its own (a custom sampler) stays an iterable of batches.
+
+    Args:
+        inputs: how many inputs the model takes; a tuple of one tensor more holds all samples and their targets.
+
+    Raises:
+        DataError: tensors of a tuple differ in their first dimension, or there is no sample.
+    """
+    if isinstance(data, DataLoader):
+        indexed = not isinstance(data.dataset, IterableDataset) and data.batch_size is not None
+        if not indexed or type(data.sampler) not in (RandomSampler, SequentialSampler):
+            return None
+        settings = {
+            "collate_fn": data.collate_fn,
+            "num_workers": data.num_workers,
+            "worker_init_fn": data.worker_init_fn,
+            "pin_memory": data.pin_memory,
+        }
+        found = Samples(data.dataset, settings, data.batch_size, inputs)
+    elif isinstance(data, tuple) and len(data) == inputs + 1 and all(isinstance(part, Tensor) for part in data):
+        if len({len(part) if part.dim() else -1 for part in data}) > 1:
+            shapes = ", ".join(str(tuple(part.shape)) for part in data)
+            raise DataError(f"inputs and targets differ in their number of samples: {shapes}", where="training data")
+        found = Samples(_Tensors(data), {"collate_fn": _as_it_is}, None, inputs)
+    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        found = Samples(data, {}, None, inputs)
+    else:
+        return None
+    if not len(found):
+        raise DataError("training data is empty", hint="train_data() must give at least one sample")
+    return found
+
+
+def told(data: Iterable[object], what: str) -> Iterator[object]:
+    """The items of `data`; what the user's code behind it raises is told with its line.
+
+    Raises:
+        DataError: it raised.
+    """
+    try:
+        yield from data
+    except MbqcError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what} raised {type(error).__name__}: {error}", where=user_line(error)) from error
+
+
+def split_batch(item: object, count: int, where: str | None = None) -> LabelledBatch:
+    """A batch as (inputs, target): a tensor, a tuple of `count` inputs, or either with one target behind it.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(item, Tensor):
+        parts: tuple[object, ...] = (item,)
+    elif isinstance(item, tuple | list):
+        parts = tuple(item)
+    else:
+        raise DataError(
+            f"a batch is of type {type(item).__name__}", where=where, hint="give tensors, or tuples (inputs, target)"
+        )
+    if len(parts) == 2 and isinstance(parts[0], tuple | list):
+        parts = (*parts[0], parts[1])
+    tensors = tuple(part for part in parts if isinstance(part, Tensor))
+    if len(tensors) != len(parts) or len(parts) not in (count, count + 1):
+        raise DataError(
+            f"a batch has {len(parts)} parts, the model takes {count} input(s)",
+            where=where,
+            hint="give the inputs, or the inputs and one target",
+        )
+    return tensors[:count], tensors[count] if len(tensors) > count else None
+
+
+def check_input(given: Tensor, example: Tensor, where: str) -> None:
+    """Refuses an input that does not fit the example input or is not finite.
+
+    Raises:
+        DataError: says which.
+    """
+    if given.dtype != example.dtype or given.shape[1:] != example.shape[1:] or given.dim() != example.dim():
+        raise DataError(
+            f"an input is {given.dtype} {tuple(given.shape)}, the example input {example.dtype} {tuple(example.shape)}",
+            where=where,
+        )
+    if given.shape[0] == 0:
+        raise DataError("the batch is empty", where=where)
+    if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+        raise DataError("an input holds NaN or infinity", where=where, hint="clean the data before compiling")

@@ -1,0 +1,89 @@
+"""What a model is trained on and judged by: the user's loss and metric, or the usual ones for labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbqc.errors import DataError
+
+Loss = Callable[[Any, Tensor], Tensor]
+Metric = Callable[[Any, Tensor], float]
+
+
+def checked_loss(own: Loss) -> Loss:
+    """The user's loss, whose failures are told.
+
+    Raises (when called):
+        DataError: it raises, returns anything but a tensor of one number, or one that does not depend on the output.
+    """
+
+    def loss(output: Any, target: Tensor) -> Tensor:
+        try:
+            value: object = own(output, target)
+        except Exception as error:  # the user's function may raise anything
+            raise DataError(f"loss(output, target) failed: {type(error).__name__}: {error}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = f" and shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise DataError(
+                f"loss(output, target) returned an object of type {type(value).__name__}{shape}, expected a scalar",
+                hint="average over the samples, with .mean()" if shape else "return a tensor of one number",
+            )
+        if not value.requires_grad:
+            raise DataError("loss(output, target) does not depend on output in a way that torch can differentiate")
+        return value
+
+    return loss
+
+
+def cross_entropy(label_smoothing: float) -> Loss:
+    """Cross entropy of scores [N, classes] and whole-number labels [N].
+
+    Raises (when called):
+        DataError: outputs or targets are of another form, or a label is out of range.
+    """
+
+    def loss(output: Any, target: Tensor) -> Tensor:
+        require_labels(output, target)
+        return torch.nn.functional.cross_entropy(output, target, label_smoothing=label_smoothing)
+
+    return loss
+
+
+def require_labels(output: Any, target: Tensor) -> None:
+    """Refuses what is no classification.
+
+    Raises:
+        DataError: output is no tensor of scores [N, classes], target no whole-number labels [N] of these classes.
+    """
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        what = f"has shape {tuple(output.shape)}" if isinstance(output, Tensor) else "is no tensor"
+        raise DataError(f"the model's output {what}, not [N, classes]", hint="define loss(output, target)")
+    if target.is_floating_point() or target.dtype == torch.bool or target.shape != output.shape[:1]:
+        raise DataError(
+            f"targets are {target.dtype} {tuple(target.shape)}, not whole-number labels [N]",
+            hint="define loss(output, target)",
+        )
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= output.shape[1]:
+        raise DataError(f"label {low if low < 0 else high} is out of range: the model has {output.shape[1]} classes")
+
+
+def top1(output: Any, target: Tensor) -> float:
+    """Top-1 accuracy in percent.
+
+    Raises:
+        DataError: as `require_labels`.
+    """
+    require_labels(output, target)
+    return 100.0 * (output.argmax(1) == target).double().mean().item()
+
+
+def join(batches: Sequence[Any]) -> Any:
+    """Outputs of several batches as one: tensors joined along dimension 0, tuples part by part."""
+    if isinstance(batches[0], Tensor):
+        return torch.cat(list(batches))
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
