@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
 
 from mbqc.artifact import Manifest, StoredNote
 from mbqc.errors import PipelineError, UsageError
@@ -54,9 +55,13 @@ def compile(
     calibration: Iterable[object] | None = None,
     backend: str = "cpu",
     *,
-    labelled: Iterable[object] | None = None,
+    labelled: Iterable[object] | Dataset[Any] | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
+    evaluation: Iterable[object] | None = None,
+    metric: Callable[[Any, Tensor], float] | None = None,
     seed: int = 0,
+    folder: str | Path | None = None,
+    resume: bool = False,
 ) -> Compiled:
     """Compiles a model into one that runs at any width from 8 bits to 1.
 
@@ -66,9 +71,14 @@ def compile(
         passes: a pipeline as text, or pass instances; `normalize` and `lower` are added where they are missing.
         calibration: batches of representative inputs; without them the example inputs calibrate.
         backend: `cpu` or `reference`.
-        labelled: batches (inputs, target) for passes that need a loss.
-        loss: `loss(output, target)`, a scalar.
+        labelled: data with targets for passes that need a loss: batches (inputs, target), a DataLoader, a map-style
+            Dataset, or all samples as a tuple of tensors.
+        loss: `loss(output, target)`, a scalar; by default cross entropy.
+        evaluation: batches (inputs, target) on which `train` judges every width.
+        metric: `metric(output, target)`, higher is better; by default top-1 accuracy in percent.
         seed: of everything random.
+        folder: where `train` keeps checkpoints, history and curves; None to keep nothing.
+        resume: whether `train` goes on from the newest checkpoint in `folder`.
 
     Raises:
         MbqcError: the model cannot be traced, the pipeline cannot run, the data is wrong; the message says what to do.
@@ -76,7 +86,10 @@ def compile(
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     if not isinstance(inputs, tuple | list) or not all(isinstance(part, Tensor) for part in inputs):
         raise UsageError("example_inputs must be a tensor, or a tuple of tensors")
-    context = Context(tuple(inputs), calibration, labelled, loss, seed)
+    place = Path(folder) if folder is not None else None
+    context = Context(
+        tuple(inputs), calibration, labelled, loss, evaluation, metric, seed, folder=place, resume=resume
+    )
     find_backend(backend)
     made = compile_model(model, pipeline_of(passes), context)
     return make(made.program, made.manifest, backend)

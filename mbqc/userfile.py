@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from mbqc.errors import MbqcError, ModelError, user_line
 from mbqc.lookup import import_module
@@ -88,6 +89,26 @@ class UserModel:
         """
         return UserData(self, name)
 
+    def training_data(self) -> Iterable[object] | Dataset[Any] | None:
+        """`train_data()`: batches, a DataLoader, a Dataset, or a tuple of tensors; None where there is no such function.
+
+        Raises:
+            ModelError: the function raises, or returns something else.
+        """
+        if self._find("train_data") is None:
+            return None
+        made = self.call("train_data")
+        if isinstance(made, Dataset | DataLoader):
+            return made
+        if isinstance(made, tuple) and made and all(isinstance(part, Tensor) for part in made):
+            return made
+        return UserData(self, "train_data", made)
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether the file has a metric of its own."""
+        return self._find("metric") is not None
+
     @property
     def loss(self) -> Callable[[Any, Tensor], Tensor] | None:
         """`loss(output, target)`, None where the file has none."""
@@ -149,10 +170,18 @@ class UserData:
         ModelError: the function raises, or returns nothing that can be iterated.
     """
 
-    def __init__(self, owner: UserModel, name: str) -> None:
+    def __init__(self, owner: UserModel, name: str, made: object = None) -> None:
         self._owner, self._name = owner, name
-        self._data = self._make()
+        self._data = self._checked(made) if made is not None else self._make()
         self._used = False
+
+    def __len__(self) -> int:
+        """Batches of a sweep, where the data knows.
+
+        Raises:
+            TypeError: it does not.
+        """
+        return len(self._data)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[object]:
         # What can be iterated again is kept: it may hold the state of its shuffling.
@@ -165,7 +194,9 @@ class UserData:
             raise self._owner.failure(self._name, error) from error
 
     def _make(self) -> Iterable[object]:
-        made = self._owner.call(self._name)
+        return self._checked(self._owner.call(self._name))
+
+    def _checked(self, made: object) -> Iterable[object]:
         if not isinstance(made, Iterable) or isinstance(made, Tensor | tuple | str | dict):
             raise self._owner.wrong(self._name, made, "batches: a list, a generator or a DataLoader")
         return made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,8 @@ from mbqc.cli.describe import LayerRow, Notes, Sizes, describe_layers, describe_
 from mbqc.cli.options import BackendOption, DataOption, JsonOption, ModelArgument, set_data_folder
 from mbqc.cli.output import Answer, print_facts, require_writable
 from mbqc.cli.progress import show_progress
-from mbqc.errors import MbqcError
+from mbqc.cli.training import Training, describe_training
+from mbqc.errors import MbqcError, UsageError
 
 if TYPE_CHECKING:
     from mbqc.pipeline import Context
@@ -31,6 +33,7 @@ class Compiled(Answer):
         traced_by: `torch.fx` or `torch.export`.
         kernels: how many operations each kind of kernel runs on the backend.
         seconds: by pass.
+        training: None without the pass `train`.
     """
 
     artifact: str
@@ -41,6 +44,7 @@ class Compiled(Answer):
     sizes: Sizes
     kernels: dict[str, int]
     seconds: tuple[tuple[str, float], ...]
+    training: Training | None
 
     def show(self) -> None:
         """Prints pipeline, warnings, the layers, what stays in float, sizes and times."""
@@ -48,6 +52,8 @@ class Compiled(Answer):
         self.notes.warn()
         show_layers(self.layers)
         self.notes.show()
+        if self.training is not None:
+            self.training.show()
         kernels = ", ".join(f"{name} {count}" for name, count in self.kernels.items())
         times = ", ".join(f"{name} {seconds:.1f}s" for name, seconds in self.seconds)
         print_facts([*self.sizes.facts(), ("kernels", kernels), ("traced by", self.traced_by), ("time", times)])
@@ -63,8 +69,15 @@ def compile_(
     data: DataOption = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = 0,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Writes the graph after each pass here.")] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where `train` keeps checkpoints, history and curves; default: --out with .training."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --training.")] = False,
     json: JsonOption = False,
-) -> Compiled:
+) -> Compiled | None:
     """Compile a model file into one artifact.
 
     It stores each weight once and runs at any width from 8 bits to 1. The file defines model() and example_inputs(),
@@ -74,6 +87,7 @@ def compile_(
     import torch
 
     from mbqc.api import compile_model, pipeline_of
+    from mbqc.pipeline.context import silent
     from mbqc.runtime import find_backend, make
     from mbqc.userfile import load_user_model
 
@@ -85,9 +99,18 @@ def compile_(
     path = out if out is not None else Path(f"{_stem(user.place)}.mbqc")
     require_writable(path, [Path(str(user.module.__file__))])
     if dump is not None:
-        _make_folder(dump)
+        _make_folder(dump, "--dump")
     context = _context(user, seed)
-    made = compile_model(user.model(), pipeline, context, dump)
+    if any(item.name == "train" for item in pipeline.passes):
+        context = _training_context(context, user, training or path.with_suffix(".training"), resume)
+    elif training is not None or resume:
+        raise UsageError("--training and --resume are for pipelines with train", where=f"--passes {passes}")
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not first:
+        context = replace(context, progress=silent)
+    made = compile_model(user.model(), pipeline, context, dump if first else None)
+    if not first:  # of the processes that torchrun started, one writes and speaks
+        return None
     compiled = make(made.program, made.manifest, backend)
     compiled.save(path)
     kernels = compiled.executable.kernels(compiled.widths(), 1)
@@ -100,6 +123,7 @@ def compile_(
         sizes=describe_sizes(made.program, made.manifest, path.stat().st_size),
         kernels=dict(Counter(kernels)),
         seconds=tuple((name, round(seconds, 3)) for name, seconds in made.report.seconds),
+        training=describe_training(result, compiled, context) if (result := made.report.training) else None,
     )
 
 
@@ -109,10 +133,22 @@ def _context(user: UserModel, seed: int) -> Context:
     return Context(
         example_inputs=user.example_inputs(),
         calibration=user.data("calibration_data"),
-        labelled=user.data("train_data"),
+        labelled=user.training_data(),
         loss=user.loss,
         seed=seed,
         progress=show_progress,
+    )
+
+
+def _training_context(context: Context, user: UserModel, folder: Path, resume: bool) -> Context:
+    """With what training needs beside."""
+    _make_folder(folder, "--training")
+    return replace(
+        context,
+        evaluation=user.data("eval_data"),
+        metric=user.metric if user.has_metric else None,
+        folder=folder,
+        resume=resume,
     )
 
 
@@ -121,8 +157,8 @@ def _stem(place: str) -> str:
     return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MbqcError(f"cannot make the folder: {error.strerror or error}", where=f"--dump {folder}") from error
+        raise MbqcError(f"cannot make the folder: {error.strerror or error}", where=f"{option} {folder}") from error

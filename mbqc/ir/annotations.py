@@ -98,3 +98,9 @@ def annotate(node: fx.Node, value: DataclassInstance) -> None:
     """Gives a node an annotation, in place of any of the same class."""
     # A new dictionary: fx copies `meta` shallowly, so the old one may be shared with a node of another graph.
     node.meta["annotations"] = {**annotations_of(node), type(value): value}
+
+
+def drop_annotations(graph: fx.GraphModule, *classes: type[DataclassInstance]) -> None:
+    """Removes all annotations of some classes from the nodes of a graph."""
+    for node in graph.graph.nodes:
+        node.meta["annotations"] = {cls: value for cls, value in annotations_of(node).items() if cls not in classes}

@@ -63,11 +63,11 @@ class Advance(Protocol):
     def __call__(self, status: str = "") -> None: ...
 
 
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
+Progress = Callable[[str, int | None], AbstractContextManager[Advance]]
 """`with progress("calibrating", total) as advance: advance()`: how long work is shown."""
 
 
-def silent(description: str, total: int) -> AbstractContextManager[Advance]:
+def silent(description: str, total: int | None) -> AbstractContextManager[Advance]:
     """Progress that shows nothing."""
     return nullcontext(lambda status="": None)
 

@@ -54,19 +54,32 @@ class Samples:
         """All samples in order."""
         return self.batches(range(len(self))[at : at + SWEEP_BATCH] for at in range(0, len(self), SWEEP_BATCH))
 
+    def targets(self) -> Tensor:
+        """The targets of all samples; reads the data once unless it is tensors.
+
+        Raises:
+            DataError: there are none.
+        """
+        if isinstance(self.dataset, _Tensors):
+            return self.dataset.tensors[-1]
+        found = [target for _, target in self.sweep() if target is not None]
+        if not found:
+            raise DataError("there are no targets", where="training data", hint="give samples (inputs, target)")
+        return torch.cat(found)
+
 
 class _Tensors(Dataset[Any]):
     """Tensors of equal first dimension as a dataset that gives whole batches."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self._tensors = tensors
+        self.tensors = tensors
 
     def __len__(self) -> int:
-        return len(self._tensors[0])
+        return len(self.tensors[0])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         pick = torch.tensor(indices)
-        return tuple(tensor[pick] for tensor in self._tensors)
+        return tuple(tensor[pick] for tensor in self.tensors)
 
 
 def _as_it_is(batch: object) -> object:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbqc.errors import DataError
+from mbqc.errors import DataError, MbqcError
 
 Loss = Callable[[Any, Tensor], Tensor]
 Metric = Callable[[Any, Tensor], float]
@@ -24,6 +24,8 @@ def checked_loss(own: Loss) -> Loss:
     def loss(output: Any, target: Tensor) -> Tensor:
         try:
             value: object = own(output, target)
+        except MbqcError:
+            raise
         except Exception as error:  # the user's function may raise anything
             raise DataError(f"loss(output, target) failed: {type(error).__name__}: {error}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -80,6 +82,26 @@ def top1(output: Any, target: Tensor) -> float:
     """
     require_labels(output, target)
     return 100.0 * (output.argmax(1) == target).double().mean().item()
+
+
+def metric_of(own: Metric | None) -> Metric:
+    """The user's metric, whose failures are told, or top-1 accuracy.
+
+    Raises (when called):
+        DataError: it raises, or gives no number.
+    """
+    if own is None:
+        return top1
+
+    def metric(output: Any, target: Tensor) -> float:
+        try:
+            return float(own(output, target))
+        except MbqcError:
+            raise
+        except Exception as error:  # the user's function may raise anything
+            raise DataError(f"metric(output, target) failed: {type(error).__name__}: {error}") from error
+
+    return metric
 
 
 def join(batches: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ class EpochRecord:
 
     Attributes:
         epoch: counted from 1.
-        steps: optimizer steps since the start of training.
+        steps: forward and backward passes since the start, one for each width and batch.
         rate: learning rate of the weights at the end of the epoch.
         loss: mean training loss by width.
         metric: on the evaluation data, by trained width; empty where there is none, or it was not asked for.

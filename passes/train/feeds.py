@@ -1,0 +1,159 @@
+"""Batches for each width: the same for all, or from a coreset of each width's own."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbqc.errors import DataError
+from mbqc.passes.train.coresets import CoresetSampler
+from mbqc.passes.train.ranks import Ranks
+from mbqc.pipeline import Context
+from mbqc.pipeline.data import Batch, Samples
+
+WHAT = "training data"
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A batch.
+
+    Attributes:
+        indices: which samples it holds, None where data comes in batches of its own.
+    """
+
+    inputs: Batch
+    target: Tensor
+    indices: Tensor | None
+
+
+class Round:
+    """The batches of one round: one for all widths, or a next one for each width that asks."""
+
+    def __init__(self, shared: Fed | None, own: Mapping[int, Iterator[Fed]]) -> None:
+        self._shared, self._own = shared, own
+
+    def batch(self, bits: int) -> Fed:
+        """What a width trains on."""
+        return self._shared if self._shared is not None else next(self._own[bits])
+
+
+class Feeds:
+    """The training data, epoch by epoch; what comes depends on nothing but seed, epoch and the data itself.
+
+    Args:
+        batch: samples a batch over all ranks, where the data does not come in batches.
+
+    Attributes:
+        samples: how they are read by index, None where data comes in batches.
+    """
+
+    def __init__(self, context: Context, batch: int, ranks: Ranks) -> None:
+        self._context, self._ranks = context, ranks
+        self._subsets: dict[int, CoresetSampler] = {}
+        self.samples = context.samples()
+        if self.samples is None:
+            self._all_batches = self._count_batches()
+            return
+        self.batch = min(self.samples.batch or batch, len(self.samples))
+        if self.batch % ranks.world:
+            raise DataError(f"{ranks.world} ranks cannot share a batch of {self.batch}", hint="train{batch=...}")
+        self._everything = self._sampler(torch.arange(len(self.samples)))
+
+    def _count_batches(self) -> int:
+        """How many batches an epoch has; where the data does not say, by reading it once."""
+        if self._ranks.world > 1:
+            raise DataError(
+                "several ranks share samples, but the training data comes in batches",
+                hint="train_data() must give a Dataset, a DataLoader over one, or tensors",
+            )
+        try:
+            return len(cast("Sized", self._context.labelled))
+        except TypeError:
+            return sum(1 for _ in self._context.labelled_batches())
+
+    def _sampler(self, indices: Tensor, take: int | None = None, bits: int = 0) -> CoresetSampler:
+        seed = self._context.seed + bits  # widths draw apart from each other
+        return CoresetSampler(indices, seed, take=take, rank=self._ranks.rank, world=self._ranks.world)
+
+    def rounds(self, keep: float = 1.0) -> int:
+        """Rounds of an epoch in which each width sees the share `keep` of the samples; the last, short batch is left out."""
+        if self.samples is None:
+            return self._all_batches
+        return round(keep * len(self.samples)) // self.batch
+
+    def use_coresets(self, subsets: Mapping[int, Tensor], take: int | None = None) -> None:
+        """From now on each width trains on its own subset, int64 [size]; with `take` on so many of it, drawn each epoch."""
+        self._subsets = {bits: self._sampler(indices, take, bits) for bits, indices in subsets.items()}
+
+    def epoch(self, epoch: int) -> Iterator[Round]:
+        """The rounds of an epoch."""
+        seed_everything(f"{self._context.seed} {epoch} {self._ranks.rank}")
+        if self.samples is None:
+            yield from (Round(fed, {}) for fed in self._batches_as_they_come())
+            return
+        if not self._subsets:
+            yield from (Round(fed, {}) for fed in self._read(self._everything, epoch))
+            return
+        own = {bits: self._read(sampler, epoch) for bits, sampler in self._subsets.items()}
+        rounds = min(len(sampler) for sampler in self._subsets.values()) // (self.batch // self._ranks.world)
+        yield from (Round(None, own) for _ in range(rounds))
+
+    def read(self, indices: Tensor) -> Iterator[Fed]:
+        """One sweep over this rank's part of some samples, int64 [n], in order."""
+        assert self.samples is not None, "indices are of samples"
+        mine = indices[self._ranks.rank :: self._ranks.world].tolist()
+        yield from self._fed(self.samples, [mine[at : at + self.batch] for at in range(0, len(mine), self.batch)])
+
+    def inputs(self, most: int) -> Iterator[Batch]:
+        """Inputs of the first batches, at most `most`, of this rank's part."""
+        if self.samples is None:
+            batches = (inputs for inputs, _ in self._context.labelled_batches())
+        else:
+            batches = (fed.inputs for fed in self.read(torch.arange(len(self.samples))))
+        yield from itertools.islice(batches, most)
+
+    def replay(self, epochs: int) -> None:
+        """Reads what comes before an epoch, where only that brings the data into the state which it then had."""
+        if self.samples is None:
+            for epoch in range(epochs):
+                for _ in self.epoch(epoch):
+                    pass
+
+    def _read(self, sampler: CoresetSampler, epoch: int) -> Iterator[Fed]:
+        assert self.samples is not None, "a sampler is of samples"
+        sampler.set_epoch(epoch)
+        order, size = list(sampler), self.batch // self._ranks.world
+        whole = len(order) // size * size
+        yield from self._fed(self.samples, [order[at : at + size] for at in range(0, whole, size)])
+
+    def _fed(self, samples: Samples, order: Sequence[Sequence[int]]) -> Iterator[Fed]:
+        if not order:
+            return
+        for (inputs, target), indices in zip(self._context.checked(samples.batches(order), WHAT), order, strict=True):
+            yield Fed(inputs, _known(target), torch.tensor(indices))
+
+    def _batches_as_they_come(self) -> Iterator[Fed]:
+        for inputs, target in self._context.labelled_batches():
+            yield Fed(inputs, _known(target), None)
+
+
+def _known(target: Tensor | None) -> Tensor:
+    if target is None:
+        raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
+    return target
+
+
+def seed_everything(text: str) -> None:
+    """Seeds what a user's augmentation may draw from."""
+    draw = random.Random(text)
+    torch.manual_seed(draw.getrandbits(63))
+    np.random.seed(draw.getrandbits(32))
+    random.seed(draw.getrandbits(63))

@@ -1,0 +1,63 @@
+"""What a training leaves for people: history.json after every epoch, and curves of loss and metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mbqc.errors import CheckpointError
+from mbqc.files import write_atomically
+from mbqc.pipeline.training import EpochRecord
+
+if TYPE_CHECKING:
+    from mbqc.passes.train.state import State
+
+HISTORY, CURVES = "history.json", "curves.png"
+
+
+def write_history(folder: Path, state: State) -> None:
+    """Writes the epochs so far as JSON, and where the time went.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    record = {
+        "float": state.exact,
+        "before": state.before,
+        "epochs": state.records,
+        "seconds": {part: round(seconds, 3) for part, seconds in state.seconds.items()},
+    }
+    text = msgspec.json.format(msgspec.json.encode(record), indent=2)
+    try:
+        write_atomically(folder / HISTORY, text)
+    except OSError as error:
+        raise CheckpointError(f"cannot write: {error.strerror or error}", where=str(folder / HISTORY)) from error
+
+
+def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -> bool:
+    """Draws loss and metric of each width over the epochs; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    judged = [record for record in records if record.metric]
+    figure = Figure(figsize=(10, 4) if judged else (5, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
+    for bits in records[0].loss:
+        seen = [record for record in records if bits in record.loss]
+        axes[0].plot([r.epoch for r in seen], [r.loss[bits] for r in seen], label=f"{bits} bits")
+        if judged:
+            known = [record for record in judged if bits in record.metric]
+            axes[1].plot([r.epoch for r in known], [r.metric[bits] for r in known], label=f"{bits} bits")
+    if judged and exact is not None:
+        axes[1].axhline(exact, linestyle=":", color="grey", label="float")
+    frozen = next((record.epoch for record in records if record.frozen), None)
+    for axis, name in zip(axes, ("training loss", "metric on the evaluation data"), strict=False):
+        axis.set(xlabel="epoch", ylabel=name)
+        if frozen is not None:
+            axis.axvspan(frozen - 0.5, records[-1].epoch, alpha=0.1, color="grey")
+        axis.legend()
+    figure.savefig(folder / CURVES, dpi=120)
+    return True

@@ -1,0 +1,67 @@
+"""How good the graph is at each width, on the user's evaluation data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx
+
+from mbqc.errors import DataError
+from mbqc.ir.quantized import quantized_layers
+from mbqc.pipeline import Context
+from mbqc.pipeline.objective import join, metric_of
+from mbqc.widths import FLOAT, Widths, resolve
+
+WHAT = "evaluation data"
+
+
+def float_metric(graph: fx.GraphModule, context: Context) -> float | None:
+    """The metric of the float model inside the graph; None without evaluation data."""
+    found = _metrics(graph, {0: FLOAT}, context)
+    return found.get(0)
+
+
+def metrics(graph: fx.GraphModule, bits: Iterable[int], context: Context) -> dict[int, float]:
+    """The metric at each of the uniform widths `bits`; empty without evaluation data.
+
+    Raises:
+        DataError: the data has no targets, or the metric fails.
+    """
+    layers = quantized_layers(graph)
+    return _metrics(graph, {b: resolve(b, layers) for b in bits}, context)
+
+
+def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) -> dict[int, float]:
+    if context.evaluation is None:
+        return {}
+    outputs: dict[int, list[Tensor]] = {bits: [] for bits in asked}
+    targets = []
+    dtype = next(graph.parameters()).dtype
+    with in_eval_mode(graph), torch.no_grad():
+        for inputs, target in context.checked(context.evaluation, WHAT):
+            if target is None:
+                raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
+            targets.append(target)
+            for bits, widths in asked.items():
+                outputs[bits].append(graph(*as_dtype(inputs, dtype), widths))
+    own = metric_of(context.metric)
+    return {bits: own(join(found), torch.cat(targets)) for bits, found in outputs.items()}
+
+
+@contextmanager
+def in_eval_mode(graph: fx.GraphModule) -> Iterator[None]:
+    """The graph in eval mode; afterwards every module is in the mode in which it was."""
+    modes = {module: module.training for module in graph.modules()}
+    graph.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def as_dtype(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Float inputs in the precision of the model."""
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)

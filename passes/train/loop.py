@@ -1,0 +1,158 @@
+"""A round of training: for each of its widths forward, loss, backward, step (arXiv 2502.01199, algorithm A.2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from mbqc.errors import DataError, PassError
+from mbqc.ir.quantized import quantized_layers
+from mbqc.passes.train.distill import divergence
+from mbqc.passes.train.diverged import first_not_finite
+from mbqc.passes.train.feeds import Fed, Round
+from mbqc.passes.train.judge import as_dtype
+from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
+from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.rounds import draws_of, rate_factor, sandwich, switched
+from mbqc.pipeline import Context
+from mbqc.pipeline.objective import Loss, checked_loss, cross_entropy
+from mbqc.widths import FLOAT, Widths, resolve
+
+if TYPE_CHECKING:
+    from mbqc.passes.train.train import Train
+
+Observe = Callable[[int, Fed, Any, float], None]
+"""Told of each forward pass: width, batch, output, loss."""
+
+
+class Stepper:
+    """Trains a graph round by round.
+
+    Args:
+        bits: the widths to train, highest first.
+        rounds: how many rounds there will be in all.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        options: Train,
+        bits: Sequence[int],
+        rounds: int,
+        context: Context,
+        ranks: Ranks,
+    ) -> None:
+        self._graph, self._options, self._bits, self._rounds = graph, options, bits, rounds
+        self._seed, self._ranks = context.seed, ranks
+        self._loss = _loss_of(context, options)
+        self._teacher = copy.deepcopy(graph).eval() if options.distill == "float" else None
+        self.weights = WeightOptimizer(graph, options.weight_decay)
+        self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
+        self._model = ranks.parallel(graph)
+        self._layers = quantized_layers(graph)
+        self._draws = draws_of(graph, options.switch, bits) if options.switch != "none" else {}
+        self._dtype = next(graph.parameters()).dtype
+
+    def rate(self, done: int) -> float:
+        """The learning rate of weights after `done` rounds."""
+        return self._options.rate * self._factor(done)
+
+    def round(self, fed: Round, done: int, observe: Observe) -> None:
+        """Trains on a round; `done` rounds were before it.
+
+        Raises:
+            PassError: the loss or a gradient is not finite; names width and layer. Weights are as before the step.
+            DataError: the batch does not fit the loss.
+        """
+        draw, each = self._draw(done), self._options.step == "each"
+        chosen = self._chosen(draw)
+        highest: Tensor | None = None
+        for bits in chosen:
+            batch = fed.batch(bits)
+            if each or bits == chosen[0]:
+                self._graph.zero_grad()
+            widths = self._widths(bits, done, draw)
+            output, loss = self._backward(bits, batch, widths, highest, 1.0 if each else 1.0 / len(chosen))
+            if self._options.distill == "highest" and highest is None:
+                highest = output
+            if each or bits == chosen[-1]:
+                self._step(bits, batch, widths, done)
+            observe(bits, batch, output, loss)
+
+    def skip(self, fed: Round, done: int) -> None:
+        """Takes the batches of a round without training on them."""
+        for bits in self._chosen(self._draw(done)):
+            fed.batch(bits)
+
+    def _draw(self, done: int) -> Random:
+        return Random(f"{self._seed} round {done}")
+
+    def _chosen(self, draw: Random) -> list[int]:
+        return sandwich(self._bits, draw) if self._options.widths == "sandwich" else list(self._bits)
+
+    def _widths(self, bits: int, done: int, draw: Random) -> Widths:
+        widths = resolve(bits, self._layers)
+        if not self._draws:
+            return widths
+        epochs = self._options.epochs
+        epoch = done * epochs // self._rounds
+        chance = self._options.switch_most * (epoch + 1) / epochs
+        return switched(widths, self._layers, self._draws, chance, draw)
+
+    def _backward(
+        self, bits: int, batch: Fed, widths: Widths, highest: Tensor | None, share: float
+    ) -> tuple[Tensor, float]:
+        """Output (detached) and loss, whose gradient times `share` is added to what the parameters have."""
+        inputs = as_dtype(batch.inputs, self._dtype)
+        try:
+            with self._ranks.synchronised():
+                output = self._model(*inputs, widths)
+        except ValueError as error:
+            if inputs[0].shape[0] > 1:
+                raise
+            raise DataError(f"a batch of one sample has no BatchNorm statistics: {error}", hint="larger batches") from error
+        loss = self._loss(output, batch.target)
+        teacher = highest
+        if self._teacher is not None:
+            with torch.no_grad():
+                teacher = self._teacher(*inputs, FLOAT)
+        if teacher is not None:
+            loss = 0.5 * (loss + divergence(output, teacher))
+        value = float(loss.detach())
+        if not torch.isfinite(loss.detach()):
+            raise self._diverged(f"the loss is {value}", bits, batch, widths)
+        (loss * share if share != 1.0 else loss).backward()
+        return output.detach() if isinstance(output, Tensor) else output, value
+
+    def _step(self, bits: int, batch: Fed, widths: Widths, done: int) -> None:
+        gradients = [p.grad for p in self._graph.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise self._diverged("a gradient is not finite", bits, batch, widths)
+        if self._options.clip:
+            torch.nn.utils.clip_grads_with_norm_(
+                [p for p in self._graph.parameters() if p.grad is not None], self._options.clip, norm
+            )
+        factor = self._factor(done)
+        self.weights.step(self._options.rate * factor)
+        if self._options.scales != "frozen":
+            self.scales.step(self._options.scale_rate * factor, bits)
+
+    def _factor(self, done: int) -> float:
+        return rate_factor(self._options.schedule, self._options.warmup, done / self._rounds)
+
+    def _diverged(self, what: str, bits: int, batch: Fed, widths: Widths) -> PassError:
+        place = first_not_finite(self._graph, as_dtype(batch.inputs, self._dtype), widths)
+        return PassError(
+            f"{what} at {bits} bits{f': {place}' if place else ''}",
+            hint="a lower rate, or clip=1; the last checkpoint is kept",
+        )
+
+
+def _loss_of(context: Context, options: Train) -> Loss:
+    return checked_loss(context.loss) if context.loss is not None else cross_entropy(options.label_smoothing)

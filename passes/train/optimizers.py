@@ -1,0 +1,117 @@
+"""The two optimizers: one of weights, one of scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from mbqc.ir.modules import ActivationQuantizer, WeightQuantizer
+from mbqc.passes.train.alrs import Rule, rates
+
+Scales = Literal["log", "raw", "frozen"]
+
+
+def scale_parameters(graph: fx.GraphModule) -> list[nn.Parameter]:
+    """The scales of all quantizers, in the order of the graph's modules."""
+    return [m.scale for m in graph.modules() if isinstance(m, WeightQuantizer | ActivationQuantizer)]
+
+
+class WeightOptimizer:
+    """Adam over all parameters but scales; only tensors of two or more dimensions (layers' weights) decay."""
+
+    def __init__(self, graph: fx.GraphModule, weight_decay: float) -> None:
+        scales = {id(p) for p in scale_parameters(graph)}
+        self.parameters = [p for p in graph.parameters() if id(p) not in scales]
+        groups = [
+            {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self._adam = torch.optim.Adam(groups, fused=True)
+
+    def step(self, rate: float) -> None:
+        """One step along the gradients, at a learning rate."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return adam_state(self._adam)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes on from `state()`."""
+        restore_adam(self._adam, state)
+
+
+class ScaleOptimizer:
+    """Adam over the scales of all quantizers as one vector, in the log domain or raw.
+
+    A raw scale of 0.002 and a step of 0.001 do not go together; a step of log(scale) is relative. Scales that the width
+    of a step does not use have no gradient and keep their value, whatever momentum Adam has for them.
+
+    Attributes:
+        clamped: of the last step, share of scales whose rate ALRS clamped to zero.
+    """
+
+    def __init__(self, graph: fx.GraphModule, scales: Scales, rule: Rule) -> None:
+        self._parameters = scale_parameters(graph)
+        self._sizes = [p.numel() for p in self._parameters]
+        self._tensor_of = torch.arange(len(self._sizes)).repeat_interleave(torch.tensor(self._sizes))
+        self._log, self._rule = scales == "log", rule
+        values = torch.cat([p.detach() for p in self._parameters])
+        self._vector = nn.Parameter(values.log() if self._log else values)
+        self._adam = torch.optim.Adam([self._vector], lr=1.0)
+        self.clamped = 0.0
+
+    def step(self, rate: float, bits: int) -> None:
+        """One step along the gradients of a forward pass at `bits` bits, at a learning rate."""
+        gradient = torch.cat([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
+        if self._log:
+            gradient = gradient * self._vector.detach().exp()
+        each, self.clamped = rates(self._rule, rate, bits, gradient, self._tensor_of, len(self._sizes))
+        before = self._vector.detach().clone()
+        self._vector.grad = gradient
+        self._adam.step()
+        with torch.no_grad():
+            moved = before + each * (gradient != 0) * (self._vector - before)
+            self._vector.copy_(moved if self._log else moved.clamp(min=torch.finfo(moved.dtype).tiny))
+            self._write()
+
+    def _write(self) -> None:
+        values = self._vector.detach().exp() if self._log else self._vector.detach()
+        for parameter, part in zip(self._parameters, values.split(self._sizes), strict=True):
+            parameter.copy_(part)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {"vector": self._vector.detach(), **adam_state(self._adam)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes on from `state()`."""
+        with torch.no_grad():
+            self._vector.copy_(state["vector"])
+            self._write()
+        restore_adam(self._adam, {name: value for name, value in state.items() if name != "vector"})
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def adam_state(adam: torch.optim.Adam) -> dict[str, Tensor]:
+    """Adam's moments and step counts as named tensors."""
+    state = adam.state_dict()["state"]
+    return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_adam(adam: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
+    """Gives Adam what `adam_state` took."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        entries.setdefault(int(index), {})[key] = value
+    adam.load_state_dict({"state": entries, "param_groups": adam.state_dict()["param_groups"]})

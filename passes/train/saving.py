@@ -1,0 +1,97 @@
+"""Checkpoints of a training: what of it is stored, and how it goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from safetensors.torch import save
+from torch import Tensor, fx
+
+from mbqc.errors import CheckpointError
+from mbqc.ir.text import print_graph
+from mbqc.passes.train.checkpoint import Checkpoint, Identity, Store
+from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.state import State
+from mbqc.pipeline import Context
+from mbqc.spec import format_dataclass
+
+if TYPE_CHECKING:
+    from mbqc.passes.train.train import Train
+
+
+class Part(Protocol):
+    """Whatever has tensors to keep."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Saver:
+    """Writes and reads the checkpoints of one training in `context.folder`; without a folder nothing is kept.
+
+    Args:
+        graph: as it is before training.
+        parts: what is stored beside the graph, by name.
+    """
+
+    def __init__(
+        self, graph: fx.GraphModule, options: Train, parts: Mapping[str, Part], context: Context, ranks: Ranks
+    ) -> None:
+        self._graph, self._parts, self._context, self._ranks = graph, parts, context, ranks
+        self._store: Store[State] | None = None
+        if context.folder is not None:
+            text = f"{format_dataclass(options, options.name)}, seed {context.seed}"
+            self._store = Store(context.folder, Identity(_fingerprint(graph), text), State)
+            if ranks.rank == 0:
+                self._store.prepare()
+
+    def save(self, state: State) -> None:
+        """Stores where the training stands; rank 0 alone does.
+
+        Raises:
+            CheckpointError: it cannot be written; earlier ones are still there.
+        """
+        if self._store is None or self._ranks.rank:
+            return
+        tensors = {f"graph.{name}": value for name, value in self._graph.state_dict().items()}
+        for part, owner in self._parts.items():
+            tensors |= {f"{part}.{name}": value for name, value in owner.state().items()}
+        with state.clock("checkpoints"):
+            self._store.save(Checkpoint(state.done, tensors, state))
+
+    def start(self) -> State | None:
+        """Where to go on, the graph and all parts as they were there; None to start anew.
+
+        Raises:
+            CheckpointError: there are checkpoints and nobody asked to resume, or none that fits where somebody did.
+        """
+        if self._store is None:
+            return None
+        if not self._context.resume:
+            if self._store.steps():
+                raise CheckpointError(
+                    "there are checkpoints of an earlier training",
+                    where=str(self._store.folder),
+                    hint="go on with --resume, or name or empty another folder",
+                )
+            return None
+        found = self._store.latest(lambda text: self._context.report.add("train", "warning", "", text))
+        if found is None:
+            raise CheckpointError("there is no checkpoint to resume from", where=str(self._store.folder))
+        self._graph.load_state_dict(_of("graph", found.tensors))
+        for part, owner in self._parts.items():
+            owner.restore(_of(part, found.tensors))
+        return found.facts
+
+
+def _of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+
+
+def _fingerprint(graph: fx.GraphModule) -> str:
+    """What tells one graph from another: its text and all its numbers."""
+    tensors = {name: value.detach().to("cpu", copy=True) for name, value in graph.state_dict().items()}
+    return hashlib.sha256(print_graph(graph).encode() + save(tensors)).hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""When samples are scored and coresets selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from mbqc.errors import DataError, PipelineError
+from mbqc.ir.quantized import quantized_layers
+from mbqc.ir.types import type_of
+from mbqc.passes.train.coresets import coreset_size, select
+from mbqc.passes.train.feeds import Fed, Feeds
+from mbqc.passes.train.judge import as_dtype, in_eval_mode
+from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.scores import Recorder
+from mbqc.passes.train.state import State
+from mbqc.pipeline import Context
+from mbqc.widths import resolve
+
+if TYPE_CHECKING:
+    from mbqc.passes.train.train import Train
+
+
+class Subsets:
+    """Gives each width its coreset once the warm-up epochs, whose training forwards score the samples, are over.
+
+    Args:
+        bits: the widths that are trained.
+
+    Raises:
+        DataError: the data cannot be read by index, has no labels, or is too small for coresets.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        options: Train,
+        bits: Sequence[int],
+        feeds: Feeds,
+        context: Context,
+        ranks: Ranks,
+    ) -> None:
+        self._graph, self._options, self._bits = graph, options, bits
+        self._feeds, self._ranks, self._seed = feeds, ranks, context.seed
+        if feeds.samples is None:
+            raise DataError(
+                "coresets choose samples, but the training data comes in batches",
+                hint="train_data() must give a Dataset, a DataLoader over one, or tensors",
+            )
+        self._targets = feeds.samples.targets()
+        self._size = coreset_size(self._targets, options.keep, feeds.batch)
+        assert options.coreset != "none", "who makes coresets wants some"
+        self._recorder = Recorder(options.coreset, len(self._targets), _classes(graph), bits, seed=context.seed)
+        self._selected: dict[int, Tensor] = {}
+
+    def begin_epoch(self, epoch: int, state: State) -> None:
+        """Selects coresets where it is time to, and before that scores all samples again unless that has just been done."""
+        since = epoch - self._options.coreset_warmup
+        if self._options.selection == "fresh" and since >= 0:
+            everything = torch.arange(len(self._targets))
+            self._feeds.use_coresets({bits: everything for bits in self._bits}, take=self._size)
+            return
+        again = bool(self._options.resample) and since > 0 and since % self._options.resample == 0
+        if again:
+            with state.clock("scoring"):
+                self._score({bits: torch.arange(len(self._targets)) for bits in self._bits})
+        if again or since == 0:
+            with state.clock("selecting"):
+                self._select(epoch)
+
+    def observe(self, epoch: int, bits: int, fed: Fed, output: Any) -> None:
+        """Notes what the model said in the training forward of a warm-up epoch, which costs no pass of its own."""
+        if epoch < self._options.coreset_warmup and self._options.selection != "fresh":
+            assert fed.indices is not None, "coresets are of samples"
+            self._recorder.observe(bits, fed.indices, output, fed.target)
+
+    def end_epoch(self, epoch: int, state: State) -> None:
+        """Scores the samples that a width has not met in a warm-up epoch (a short last batch, a sandwich)."""
+        if epoch < self._options.coreset_warmup and self._options.selection != "fresh":
+            with state.clock("scoring"):
+                self._score({bits: self._recorder.unseen(bits, self._sum) for bits in self._bits})
+
+    def _score(self, missing: dict[int, Tensor]) -> None:
+        """Ends a snapshot, after a forward pass over the `missing` samples of each width."""
+        layers = quantized_layers(self._graph)
+        dtype = next(self._graph.parameters()).dtype
+        with in_eval_mode(self._graph), torch.no_grad():
+            for bits, indices in missing.items():
+                for fed in self._feeds.read(indices):
+                    output = self._graph(*as_dtype(fed.inputs, dtype), resolve(bits, layers))
+                    self._recorder.observe(bits, fed.indices, output, fed.target)
+        self._recorder.end_snapshot(self._sum)
+
+    def _sum(self, values: Tensor) -> None:
+        values.copy_(self._ranks.sum(values))
+
+    def _select(self, epoch: int) -> None:
+        assert self._options.selection != "fresh", "has no scores"
+        for bits in self._bits:
+            generator = torch.Generator().manual_seed(Random(f"{self._seed} {epoch} {bits}").getrandbits(63))
+            scores = self._recorder.scores(bits)
+            self._selected[bits] = select(scores, self._targets, self._options.keep, self._options.selection, generator)
+        self._feeds.use_coresets(self._selected)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {**self._recorder.state(), **{f"selected.{bits}": kept for bits, kept in self._selected.items()}}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes on from `state()`."""
+        selected = {name: value for name, value in state.items() if name.startswith("selected.")}
+        self._recorder.restore({name: value for name, value in state.items() if name not in selected})
+        self._selected = {int(name.partition(".")[2]): value for name, value in selected.items()}
+        self._feeds.use_coresets(self._selected)
+
+
+def _classes(graph: fx.GraphModule) -> int:
+    """Scores that the model gives a sample."""
+    (output,) = graph.graph.find_nodes(op="output")
+    source = output.args[0]
+    dims = type_of(source).dims if isinstance(source, fx.Node) else ()
+    if len(dims) != 2 or dims[1] < 2:
+        raise PipelineError("coresets rank samples by scores [N, classes], which this model does not give")
+    return dims[1]

@@ -1,0 +1,174 @@
+"""The pass: prepares the graph, trains it, judges it at every width, and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import fx
+
+from mbqc.errors import PassError, PipelineError
+from mbqc.ir.annotations import Sensitivity, Switching, drop_annotations
+from mbqc.ir.modules import ActivationQuantizer
+from mbqc.ir.quantized import quantized_layers
+from mbqc.numerics import ALL_BITS
+from mbqc.passes.train.alrs import Rule
+from mbqc.passes.train.coresets import Selection
+from mbqc.passes.train.optimizers import Scales
+from mbqc.passes.train.ranks import joined
+from mbqc.passes.train.rounds import Schedule
+from mbqc.passes.train.scores import Score
+from mbqc.passes.train.trainer import Trainer
+from mbqc.pipeline import Context, Pass, Property
+from mbqc.properties import QUANTIZED, SENSITIVITY
+
+
+@dataclass(frozen=True)
+class Train(Pass):
+    """Trains one set of weights for several widths: a step for each width on every batch.
+
+    Needs train_data() and, unless outputs are scores [N, classes] and targets labels, loss(). With eval_data() every
+    width from 8 to 1 is judged before and after.
+
+    Options:
+        epochs: sweeps over the data.
+        batch: samples a step, where the data is a Dataset or tensors; a DataLoader or batches keep their own.
+        rate: highest learning rate of weights (Adam).
+        weight_decay: of layers' weights.
+        scale_rate: highest learning rate of scales; `lambda` of ALRS.
+        schedule: how both rates go on after the warm-up.
+        warmup: share of the steps in which the rates grow from 0.
+        clip: largest norm of all gradients together; 0 for no limit.
+        label_smoothing: of the usual loss for labels.
+        bits: widths to train; without any those that `quant{bits=...}` gave scales of their own.
+        widths: for each batch `all` of them, or a `sandwich` of the highest, the lowest and a random one of the others.
+        step: the optimizers after `each` width, or once a batch on the mean of all gradients (`accumulate`).
+        scales: learned in the `log` domain, `raw`, or `frozen`.
+        alrs: adaptive rates of scales, by the rule of the `paper`, or the same by `layer` or `channel`.
+        distill: the lower widths learn from the `highest` one too, or all learn from the `float` model.
+        switch: layers leave the width of the step for one drawn by `hasb`'s distribution, or a `uniform` one, with a
+            probability that grows to `switch_most` over the epochs.
+        bn_freeze: share of the steps, at the end, in which BatchNorm statistics stand still.
+        reestimate: BatchNorm statistics from so many batches at the end, `pooled` over the trained widths, or for each
+            `width`; both are judged.
+        coreset: each width trains on the share `keep` of the samples with its highest scores.
+        selection: `top` scores, top scores of each class (`balanced`), equally many from ranges of scores without the
+            highest 5 % (`stratified`), or a random subset, `fresh` every epoch.
+        keep: share of the samples in a coreset.
+        coreset_warmup: epochs on all samples, which also score them.
+        resample: epochs after which samples are scored and selected again; 0 for never.
+        evaluate: epochs after which the trained widths are judged; 0 for only at the end.
+        checkpoint: batches after which a checkpoint is written.
+        precision: of the training's arithmetic.
+
+    Source: Double Rounding, arXiv 2502.01199, algorithms A.2 and A.3; EMQNet, arXiv 2510.20673, for coresets.
+    """
+
+    epochs: int = 3
+    batch: int = 128
+    rate: float = 2e-3
+    weight_decay: float = 5e-5
+    scale_rate: float = 2e-3
+    schedule: Schedule = "cosine"
+    warmup: float = 0.0
+    clip: float = 0.0
+    label_smoothing: float = 0.0
+    bits: tuple[int, ...] = ()
+    widths: Literal["all", "sandwich"] = "all"
+    step: Literal["each", "accumulate"] = "each"
+    scales: Scales = "log"
+    alrs: Rule = "off"
+    distill: Literal["none", "highest", "float"] = "none"
+    switch: Literal["none", "uniform", "hasb"] = "none"
+    switch_most: float = 0.5
+    bn_freeze: float = 0.35
+    reestimate: Literal["none", "pooled", "width"] = "none"
+    coreset: Literal["none"] | Score = "none"
+    selection: Selection = "stratified"
+    keep: float = 0.2
+    coreset_warmup: int = 1
+    resample: int = 2
+    evaluate: int = 1
+    checkpoint: int = 500
+    precision: Literal["float32", "float64"] = "float32"
+
+    name: ClassVar[str] = "train"
+    requires: ClassVar[tuple[Property, ...]] = (QUANTIZED,)
+    clears: ClassVar[tuple[Property, ...]] = (SENSITIVITY,)
+
+    def __post_init__(self) -> None:
+        for wrong, message in self._problems():
+            if wrong:
+                raise PipelineError(message, where="pass train")
+        if self.switch == "hasb":  # the class's own are those of every other choice
+            object.__setattr__(self, "requires", (QUANTIZED, SENSITIVITY))
+
+    def _problems(self) -> list[tuple[bool, str]]:
+        shares = ("warmup", "label_smoothing", "switch_most", "bn_freeze")
+        counts = ("resample", "evaluate", "weight_decay", "clip", "coreset_warmup")
+        return [
+            *((getattr(self, n) < 1, f"{n}={getattr(self, n)} must be at least 1") for n in ("epochs", "batch", "checkpoint")),
+            *((not getattr(self, n) > 0, f"{n}={getattr(self, n)} must be positive") for n in ("rate", "scale_rate")),
+            *((not 0 <= getattr(self, n) <= 1, f"{n}={getattr(self, n)} must lie in [0, 1]") for n in shares),
+            *((getattr(self, n) < 0, f"{n}={getattr(self, n)} must not be negative") for n in counts),
+            (not 0 < self.keep <= 1, f"keep={self.keep} must lie in (0, 1]"),
+            (self.scales == "frozen" and self.alrs != "off", "alrs has nothing to do with scales=frozen"),
+            (
+                any(b not in ALL_BITS for b in self.bits) or len(set(self.bits)) != len(self.bits),
+                f"bits={self.bits} must be different widths from 1 to 8",
+            ),
+            (
+                self.coreset != "none" and not 1 <= self.coreset_warmup < self.epochs,
+                f"coreset_warmup={self.coreset_warmup} must leave epochs={self.epochs} one to train on coresets, and be at least 1",
+            ),
+            (self.widths == "sandwich" and len(self.bits) == 1, "a sandwich needs at least 2 widths"),
+            (self.alrs != "off" and self.step == "accumulate", "alrs has a rate for each width: it needs step=each"),
+            (
+                self.distill == "highest" and self.coreset != "none",
+                "distill=highest compares widths on one batch, but coresets give each width its own",
+            ),
+            (
+                self.coreset == "random" and self.selection in ("balanced", "stratified"),
+                f"random scores have nothing to select by: selection={self.selection} is for other scores",
+            ),
+            (
+                self.coreset == "tdds" and self.selection != "fresh" and self.coreset_warmup < 3,
+                "tdds compares epochs: coreset_warmup must be at least 3",
+            ),
+        ]
+
+    def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
+        """The trained graph, in eval mode.
+
+        Raises:
+            PassError: a width has no scales in the graph, or the loss is no longer finite.
+            DataError: there is no training data, or it does not fit.
+            CheckpointError: a checkpoint cannot be written, or there is none to resume from that fits.
+        """
+        if context.labelled is None:
+            raise PassError("there is no training data", hint="define train_data(), batches of inputs and targets")
+        if self.label_smoothing and context.loss is not None:
+            raise PassError("label_smoothing is part of the usual loss, but there is a loss() of yours", hint="smooth there")
+        if self.precision == "float64":
+            graph.double()
+        bits = self._bits(graph)
+        with joined(torch.device("cpu")) as ranks:
+            trainer = Trainer(graph, self, bits, context, ranks)
+            context.report.training = trainer.run()
+        trained = trainer.graph.float().eval()
+        drop_annotations(trained, Sensitivity, Switching)  # of weights that are no longer there
+        return trained
+
+    def _bits(self, graph: fx.GraphModule) -> Sequence[int]:
+        """The widths to train, highest first."""
+        grids = [m.bits for m in graph.modules() if isinstance(m, ActivationQuantizer) and m.layers]
+        known = set(ALL_BITS).intersection(*grids)
+        for bits in self.bits:
+            if bits not in known:
+                listed = ":".join(map(str, sorted({bits, *known}, reverse=True)))
+                raise PassError(f"the graph has no activation scales for {bits} bits", hint=f"quant{{bits={listed}}}")
+        if all(pinned is not None for pinned in quantized_layers(graph).values()):
+            raise PassError("every layer keeps its own width: nothing would train", hint="quant{pin_ends=false}")
+        return sorted(self.bits or known, reverse=True)
