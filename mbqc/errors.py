@@ -79,6 +79,10 @@ class ArtifactError(MbqcError):
     """An artifact cannot be read or written."""
 
 
+class CheckpointError(MbqcError):
+    """A checkpoint of training cannot be saved or read, or belongs to another run."""
+
+
 class BackendError(MbqcError):
     """A backend is not available, or cannot run a Program."""
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import tempfile
 from pathlib import Path
 
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file beside `path` and renames it, so that a failure leaves what was there before.
+
+    When this returns, the file is on the disk, its name too. A killed process can leave its unfinished file behind:
+    see `remove_parts`.
 
     What is no regular file, such as `/dev/stdout`, is written to directly.
 
@@ -30,6 +37,32 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes renames in a folder last through a power cut, where the system has such a call."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot, and say so like this
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes the unfinished files that killed processes left in a folder; nobody may be writing there.
+
+    Raises:
+        OSError: the folder cannot be read or changed.
+    """
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:

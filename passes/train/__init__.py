@@ -1,0 +1,1 @@
+"""The `train` pass: one run that trains every width."""
