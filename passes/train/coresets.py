@@ -178,7 +178,7 @@ class CoresetSampler(Sampler[int]):
     def order(self) -> Tensor:
         """The samples of this rank in this epoch, in order, int64: what iterating gives, for data kept as tensors."""
         # torch's generator reads 32 bits of a seed, and neighbouring seeds and epochs must not coincide
-        mixed = int(np.random.SeedSequence((self._seed, self._epoch)).generate_state(1)[0])
+        mixed = int(np.random.SeedSequence(self._seed, spawn_key=(self._epoch,)).generate_state(1)[0])
         order = torch.randperm(len(self._indices), generator=torch.Generator().manual_seed(mixed))
         return self._indices[order[self._rank : self._common : self._world]]
 

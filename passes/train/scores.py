@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mbqc.errors import DataError, WidthsError
-from mbqc.passes.train.trajectories import El2n, Entropy, Forgetting, Random, Tdds, Trajectories
+from mbqc.passes.train.trajectories import Score, Trajectories, trajectories
 
-Score = Literal["tdds", "el2n", "entropy", "forgetting", "random"]
-"""What ranks the samples; higher is harder, or says more."""
+__all__ = ["Recorder", "Score"]
 
 
 class Recorder:
@@ -47,25 +45,12 @@ class Recorder:
             raise DataError("training data is empty", hint="train_data() must give at least one batch")
         self._score, self._classes, self._device = score, classes, torch.device(device)
         generator = torch.Generator().manual_seed(seed)
-        self._records = {b: self._new(samples, generator) for b in bits}
-
-    def _new(self, samples: int, generator: torch.Generator) -> Trajectories:
-        match self._score:
-            case "tdds":
-                return Tdds(samples, self._device, self._classes)
-            case "el2n":
-                return El2n(samples, self._device)
-            case "entropy":
-                return Entropy(samples, self._device)
-            case "forgetting":
-                return Forgetting(samples, self._device)
-            case "random":
-                return Random(samples, self._device, generator)
+        self._trajectories = {b: trajectories(score, samples, classes, self._device, generator) for b in bits}
 
     def _of(self, bits: int) -> Trajectories:
-        if bits not in self._records:
-            raise WidthsError(f"{bits} bits are not scored, only {', '.join(map(str, self._records))}")
-        return self._records[bits]
+        if bits not in self._trajectories:
+            raise WidthsError(f"{bits} bits are not scored, only {', '.join(map(str, self._trajectories))}")
+        return self._trajectories[bits]
 
     @torch.no_grad()
     def observe(self, bits: int, indices: Tensor, logits: Tensor, targets: Tensor) -> None:
@@ -82,7 +67,7 @@ class Recorder:
             DataError: a shape or dtype is another one.
             WidthsError: the width is not among those to be scored.
         """
-        record, n = self._of(bits), len(indices)
+        own, n = self._of(bits), len(indices)
         if logits.shape != (n, self._classes) or not logits.is_floating_point():
             raise DataError(
                 f"the model's output is {logits.dtype} {tuple(logits.shape)}, a score needs ({n}, {self._classes})",
@@ -92,7 +77,7 @@ class Recorder:
             raise DataError(f"targets are {targets.dtype} {tuple(targets.shape)}, a score needs whole numbers ({n},)")
         here = self._device
         targets = targets.to(here, torch.int64, non_blocking=True)
-        record.observe(indices.to(here, non_blocking=True), logits.to(here, non_blocking=True), targets)
+        own.observe(indices.to(here, non_blocking=True), logits.to(here, non_blocking=True), targets)
 
     @torch.no_grad()
     def end_snapshot(self, reduce: Callable[[Tensor], object] | None = None) -> None:
@@ -101,13 +86,13 @@ class Recorder:
         Args:
             reduce: sums a tensor over all ranks in place, as `torch.distributed.all_reduce` does.
         """
-        for record in self._records.values():
-            record.end_snapshot(reduce)
+        for own in self._trajectories.values():
+            own.end_snapshot(reduce)
 
     def unscored(self, bits: int) -> Tensor:
         """Indices, int64 on the CPU, of samples that were in too few snapshots (an epoch may drop its last batch)."""
-        record = self._of(bits)
-        return torch.nonzero(record.tensors["snapshots"] < record.least).flatten().cpu()
+        own = self._of(bits)
+        return torch.nonzero(own.tensors["snapshots"] < own.least).flatten().cpu()
 
     def scores(self, bits: int) -> Tensor:
         """One score a sample, float64 on the CPU, from the snapshots that have ended.
@@ -116,25 +101,34 @@ class Recorder:
             DataError: a sample was in too few snapshots.
             WidthsError: the width is not among those to be scored.
         """
-        record, missing = self._of(bits), self.unscored(bits)
+        own, missing = self._of(bits), self.unscored(bits)
         if len(missing):
             raise DataError(
                 f"{len(missing)} samples have no score at {bits} bits, the first is sample {int(missing[0])}: "
-                f"{self._score} needs {record.least} snapshot(s) of each",
+                f"{self._score} needs {own.least} snapshot(s) of each",
                 hint="more warm-up epochs, or a forward pass over the missing samples",
             )
-        return record.scores().cpu()
+        return own.scores().cpu()
 
-    def state(self) -> dict[str, Tensor]:
-        """All that is known, the open snapshot included, for a checkpoint: the live tensors, not copies."""
-        return {
+    def state(self, reduce: Callable[[Tensor], object] | None = None) -> dict[str, Tensor]:
+        """All that is known, for a checkpoint: the live tensors, not copies.
+
+        Args:
+            reduce: as in `end_snapshot`; ranks then get copies in which the open snapshot holds what all observed.
+        """
+        state = {
             f"{self._score}.{bits}.{name}": tensor
-            for bits, record in self._records.items()
-            for name, tensor in record.tensors.items()
+            for bits, own in self._trajectories.items()
+            for name, tensor in own.tensors.items()
         }
+        if reduce is not None:
+            state = {name: tensor.clone() for name, tensor in state.items()}
+            for name in filter(_is_open, state):
+                reduce(state[name])
+        return state
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a stored state, or changes nothing.
+    def restore(self, state: Mapping[str, Tensor], rank: int = 0) -> None:
+        """Continues from a stored state, or changes nothing. Only rank 0 takes the open snapshot over.
 
         Raises:
             DataError: it was stored with another score, other widths or other data.
@@ -147,7 +141,14 @@ class Recorder:
                 hint="resume with the data, widths and score of the first run",
             )
         for name, tensor in own.items():
-            tensor.copy_(state[name])
+            if rank and _is_open(name):
+                tensor.zero_()
+            else:
+                tensor.copy_(state[name])
+
+
+def _is_open(name: str) -> bool:
+    return name.endswith((".sum", ".count"))
 
 
 def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:

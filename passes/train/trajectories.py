@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+Score = Literal["tdds", "el2n", "entropy", "forgetting", "random"]
+"""What ranks the samples; higher is harder, or says more."""
 
 WINDOW = 10
 """TDDS: snapshots in a window (J of the paper), fewer while there are fewer."""
@@ -73,7 +76,7 @@ class Trajectories(ABC):
         """One number a sample, float64; anything where there were too few snapshots."""
 
 
-class Average(Trajectories):
+class _Average(Trajectories):
     """The mean of a measure over the snapshots."""
 
     def __init__(self, samples: int, device: torch.device) -> None:
@@ -87,7 +90,7 @@ class Average(Trajectories):
         return self.tensors["total"] / self.tensors["snapshots"]
 
 
-class El2n(Average):
+class _El2n(_Average):
     """`|| p - onehot(y) ||_2` (Paul et al., arXiv 2107.07075, definition 2.2)."""
 
     def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -96,7 +99,7 @@ class El2n(Average):
         return error.square().sum(1).sqrt()
 
 
-class Entropy(Average):
+class _Entropy(_Average):
     """`-sum_c p_c log p_c`, in nats."""
 
     def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class Entropy(Average):
         return -torch.xlogy(p, p).sum(1)
 
 
-class Forgetting(Trajectories):
+class _Forgetting(Trajectories):
     """How often right turned to wrong (Toneva et al., arXiv 1812.05159, section 3).
 
     A sample that was never right counts as more forgotten than every other: with the number of snapshots.
@@ -129,7 +132,7 @@ class Forgetting(Trajectories):
         return torch.where(self.tensors["learned"], self.tensors["forgotten"], never).double()
 
 
-class Tdds(Trajectories):
+class _Tdds(Trajectories):
     """Temporal dual-depth score (Zhang et al., arXiv 2311.13613), as its authors' code computes it.
 
         d_t = sum_c | p_{t+1,c} (log p_{t+1,c} - log p_{t,c}) |        R_k = || d - mean(d) ||_2 over J snapshots
@@ -180,7 +183,7 @@ def _spread(values: Tensor, among: Tensor) -> Tensor:
     return ((values - mean[:, None]) * among).square().sum(1).sqrt()
 
 
-class Random(Trajectories):
+class _Random(Trajectories):
     """Drawn once; observations change nothing."""
 
     least = 0
@@ -197,3 +200,20 @@ class Random(Trajectories):
 
     def scores(self) -> Tensor:
         return self.tensors["drawn"].clone()
+
+
+def trajectories(
+    score: Score, samples: int, classes: int, device: torch.device, generator: torch.Generator
+) -> Trajectories:
+    """Empty trajectories that give this score; `generator`, on the CPU, draws the random ones."""
+    match score:
+        case "tdds":
+            return _Tdds(samples, device, classes)
+        case "el2n":
+            return _El2n(samples, device)
+        case "entropy":
+            return _Entropy(samples, device)
+        case "forgetting":
+            return _Forgetting(samples, device)
+        case "random":
+            return _Random(samples, device, generator)
