@@ -5,7 +5,7 @@ PASSES = {
     "quant": "mbqc.passes.quant:Quant",
     "bncorrect": "mbqc.passes.bncorrect:BnCorrect",
     "hasb": "mbqc.passes.hasb:Hasb",
-    "train": "mbqc.passes.train.train:Train",
+    "train": "mbqc.passes.train:Train",
     "lower": "mbqc.passes.lower:Lower",
 }
 """Where each pass stands, by the name written in a pipeline; imported when it is used."""

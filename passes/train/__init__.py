@@ -1,1 +1,5 @@
-"""The `train` pass: one run that trains every width."""
+"""The `train` pass: one run trains every width of a quantized graph."""
+
+from mbqc.passes.train.train import Train
+
+__all__ = ["Train"]
