@@ -242,7 +242,7 @@ def test_correction_treats_its_statistics_as_constants(shape: tuple[int, ...]) -
 
 
 def test_width_batch_norm_reads_the_row_of_its_width_and_row_zero_for_the_float_model() -> None:
-    norm, x = WidthBatchNorm("conv", 3, 1e-3), normal(2, 3, 4, 4).float()
+    norm, x = WidthBatchNorm("conv", 3, 1e-3).eval(), normal(2, 3, 4, 4).float()
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     nn.init.uniform_(norm.bias)
     norm.running_mean.copy_(normal(9, 3))

@@ -1,0 +1,1 @@
+"""The `train` pass: one run trains every width of a quantized graph."""
