@@ -187,7 +187,8 @@ class _Estimator(fx.Interpreter):
             return super().call_module(target, args, kwargs)
         assert isinstance(norm, BatchNorm)
         row: int | EllipsisType = ...
-        weight, bias = norm.weight, norm.bias
+        weight: Tensor = norm.weight
+        bias: Tensor = norm.bias
         if isinstance(norm, WidthBatchNorm):
             row = norm.row(args[1])
             weight, bias = norm.line(row)

@@ -95,7 +95,7 @@ class _Normalize(torch.autograd.Function):
         return nn.functional.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With g the gradient, u the normalized input: dx = gain (g - mean(g) - u mean(g u)), means over all ranks."""
         x, weight, mean, variance = ctx.saved_tensors
