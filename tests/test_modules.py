@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from typing import Literal
 
 import pytest
 import torch
@@ -242,7 +244,7 @@ def test_correction_treats_its_statistics_as_constants(shape: tuple[int, ...]) -
 
 
 def test_width_batch_norm_reads_the_row_of_its_width_and_row_zero_for_the_float_model() -> None:
-    norm, x = WidthBatchNorm("conv", 3, 1e-3), normal(2, 3, 4, 4).float()
+    norm, x = WidthBatchNorm("conv", 3, 1e-3).eval(), normal(2, 3, 4, 4).float()
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     nn.init.uniform_(norm.bias)
     norm.running_mean.copy_(normal(9, 3))
@@ -252,6 +254,45 @@ def test_width_batch_norm_reads_the_row_of_its_width_and_row_zero_for_the_float_
         mean, deviation, gain, bias = (t.detach().reshape(3, 1, 1) for t in numbers)
         expected = (x - mean) / deviation * gain + bias
         torch.testing.assert_close(norm(x, widths), expected, rtol=1e-5, atol=1e-5)  # float32, another order
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.3, None])
+@pytest.mark.parametrize("affine", ["shared", "width"])
+def test_in_train_mode_each_row_is_a_batch_norm_of_its_own(
+    affine: Literal["shared", "width"], momentum: float | None
+) -> None:
+    """Three batches at each of two widths: outputs, statistics and gradients; the other rows do not move."""
+    norm = WidthBatchNorm("conv", 3, 1e-3, momentum, affine).double()
+    nn.init.uniform_(norm.weight, 0.5, 2.0, generator=torch.Generator().manual_seed(2))
+    before = copy.deepcopy(norm)
+    alone = {bits: nn.BatchNorm2d(3, 1e-3, momentum).double() for bits in (8, 2)}
+    for bits, single in alone.items():
+        single.weight.data.copy_(norm.line(bits)[0])
+        single.bias.data.copy_(norm.line(bits)[1])
+    for step, bits in product(range(3), alone):
+        x, upstream = 2 * normal(4, 3, 5, 5, seed=step) + bits, normal(4, 3, 5, 5, seed=9)
+        found, expected = norm(x, at(bits)), alone[bits](x)
+        assert torch.equal(found, expected)
+        found.backward(upstream)
+        expected.backward(upstream)
+    for row in range(9):
+        single = alone.get(row)
+        like = (
+            (single.running_mean, single.running_var) if single else (before.running_mean[row], before.running_var[row])
+        )
+        assert torch.equal(norm.running_mean[row], like[0])
+        assert torch.equal(norm.running_var[row], like[1])
+        assert int(norm.num_batches_tracked[row]) == (3 if single else 0)
+    if affine == "width":
+        assert norm.weight.grad[[b for b in range(9) if b not in alone]].count_nonzero() == 0
+        assert all(torch.allclose(norm.weight.grad[b], alone[b].weight.grad) for b in alone)
+    else:
+        torch.testing.assert_close(norm.weight.grad, alone[8].weight.grad + alone[2].weight.grad)
+
+
+def test_an_affine_part_is_shared_or_by_width() -> None:
+    with pytest.raises(ValueError, match="affine is 'both'"):
+        WidthBatchNorm("conv", 3, 1e-3, affine="both")
 
 
 # Float mode, layers, threads

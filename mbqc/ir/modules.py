@@ -8,7 +8,7 @@ section 3; LSQ's scale gradient follows from the product rule).
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,35 +148,64 @@ class ActivationQuantizer(nn.Module):
 
 
 class WidthBatchNorm(nn.Module):
-    """BatchNorm with one affine part and running statistics of their own for every width of the layer before it.
+    """BatchNorm with running statistics of their own for every width of the layer before it.
+
+    In train mode it normalizes with the batch and moves the statistics of the width, as `torch.nn.BatchNorm2d` does.
 
     Args:
-        layer: whose width chooses the statistics.
-        num_features, eps: as in `torch.nn.BatchNorm2d`.
+        layer: whose width chooses the row.
+        num_features, eps, momentum: as in `torch.nn.BatchNorm2d`.
+        affine: one affine part for all widths (`shared`), or one for each (`width`: switchable BatchNorm).
 
     Attributes:
-        weight, bias: float32 [num_features], shared.
+        weight, bias: float32 [num_features], or [9, num_features] by width.
         running_mean, running_var: float32 [9, num_features]; row b for width b, row 0 for the float model.
+        num_batches_tracked: int64 [9], how often a row moved; momentum=None needs it.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
-    def __init__(self, layer: str, num_features: int, eps: float) -> None:
+    def __init__(
+        self,
+        layer: str,
+        num_features: int,
+        eps: float,
+        momentum: float | None = 0.1,
+        affine: Literal["shared", "width"] = "shared",
+    ) -> None:
         super().__init__()
+        if affine not in ("shared", "width"):
+            raise ValueError(f"affine is {affine!r}, expected 'shared' or 'width'")
         self.layer, self.num_features, self.eps = layer, num_features, eps
-        self.weight = nn.Parameter(torch.ones(num_features, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros(num_features, dtype=torch.float32))
+        self.momentum, self.affine = momentum, affine
         rows = numerics.STORED_BITS + 1
+        shape = (rows, num_features) if affine == "width" else (num_features,)
+        self.weight = nn.Parameter(torch.ones(shape, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("running_mean", torch.zeros(rows, num_features, dtype=torch.float32))
         self.register_buffer("running_var", torch.ones(rows, num_features, dtype=torch.float32))
+        self.register_buffer("num_batches_tracked", torch.zeros(rows, dtype=torch.int64))
 
     def forward(self, x: Tensor, widths: Widths) -> Tensor:
-        """`x` [N, num_features, ...] normalized with the statistics of the layer's width."""
-        row = 0 if widths.is_float else widths.by_layer[self.layer]
-        return nn.functional.batch_norm(
-            x, self.running_mean[row], self.running_var[row], self.weight, self.bias, eps=self.eps
-        )
+        """`x` [N, num_features, ...] normalized with the batch or the statistics of the layer's width."""
+        row, momentum = self.row(widths), self.momentum
+        if self.training:
+            self.num_batches_tracked[row] += 1
+            momentum = 1 / int(self.num_batches_tracked[row]) if momentum is None else momentum
+        mean, variance = self.running_mean[row], self.running_var[row]
+        return nn.functional.batch_norm(x, mean, variance, *self.line(row), self.training, momentum or 0.0, self.eps)
+
+    def row(self, widths: Widths) -> int:
+        """The row that holds the numbers of `widths`."""
+        return 0 if widths.is_float else widths.by_layer[self.layer]
+
+    def line(self, row: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias [num_features] of a row."""
+        if self.affine == "shared":
+            return self.weight, self.bias
+        return self.weight[row], self.bias[row]
 
 
 class QuantConv1d(nn.Conv1d):

@@ -114,13 +114,18 @@ def _norm_line(module: nn.Module) -> tuple[Tensor, Tensor]:
     mean, variance = module.running_mean, module.running_var
     if mean is None or variance is None:
         raise PassError("BatchNorm without running statistics has no form in a Program")
-    rows = slice(1, None) if isinstance(module, WidthBatchNorm) else slice(None)
-    gain = (variance[rows].to(torch.float64) + module.eps).rsqrt()
+    by_width = isinstance(module, WidthBatchNorm)
+
+    def exact(tensor: Tensor) -> Tensor:  # row 0 of what has rows is the float model's
+        tensor = tensor.detach().to(torch.float64)
+        return tensor[1:] if by_width and tensor.dim() == 2 else tensor
+
+    gain = (exact(variance) + module.eps).rsqrt()
     if module.weight is not None:
-        gain = gain * module.weight.detach().to(torch.float64)
-    shift = -mean[rows].to(torch.float64) * gain
+        gain = gain * exact(module.weight)
+    shift = -exact(mean) * gain
     if module.bias is not None:
-        shift = shift + module.bias.detach().to(torch.float64)
+        shift = shift + exact(module.bias)
     return gain, shift
 
 

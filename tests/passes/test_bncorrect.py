@@ -200,6 +200,19 @@ def test_the_float_model_inside_keeps_its_statistics(name: str) -> None:
     assert torch.equal(found, expected)
 
 
+def test_switchable_batch_norm_has_an_affine_part_a_width_and_starts_from_the_models() -> None:
+    switchable = zoo.graph("resnet", f"{QUANT},bncorrect{{moments=none,statistics=width,affine=width}}")
+    shared = zoo.graph("resnet", f"{QUANT},bncorrect{{moments=none,statistics=width}}")
+    assert norms(switchable)
+    for path in norms(switchable):
+        norm, like = switchable.get_submodule(path), shared.get_submodule(path)
+        assert norm.affine == "width"
+        assert torch.equal(norm.weight, like.weight.expand(9, -1))
+        assert torch.equal(norm.bias, like.bias.expand(9, -1))
+        assert torch.equal(norm.running_var, like.running_var)
+    assert not any(is_module(n, (MomentCorrection,)) for n in switchable.graph.nodes)
+
+
 @pytest.mark.parametrize(
     ("name", "left"),
     [
@@ -234,6 +247,11 @@ def test_batch_norms_that_fold_into_no_single_layer_keep_shared_statistics_and_a
 def test_correcting_nothing_is_refused() -> None:
     with pytest.raises(PipelineError, match="corrects nothing"):
         BnCorrect(moments="none", statistics="shared")
+
+
+def test_an_affine_part_a_width_needs_statistics_a_width() -> None:
+    with pytest.raises(PipelineError, match="affine=width needs statistics=width"):
+        BnCorrect(affine="width")
 
 
 @pytest.mark.parametrize("name", ["a difference", "BatchNorm behind a clamp"])

@@ -247,6 +247,20 @@ def test_statistics_a_width_become_a_row_a_width() -> None:
         assert len({tuple(row) for row in rows.tolist()}) == 8
 
 
+def test_an_affine_part_a_width_runs_at_its_width() -> None:
+    passes = WIDTH_NORMS.replace("statistics", "affine=width,statistics")
+    model, inputs = seeded(lambda: Net(with_norm("norm")(), lambda m, x: m.b(m.norm(m.a(x)))), (2, 3, 8, 8))
+    graph = zoo.run(passes, trace(model, inputs), Context(inputs))
+    assert isinstance(graph, fx.GraphModule)
+    random = torch.Generator().manual_seed(0)
+    for part in (graph.norm.weight, graph.norm.bias):
+        nn.init.uniform_(part, 0.5, 2.0, generator=random)
+    program = zoo.run("lower", graph, Context(inputs))
+    assert isinstance(program, Program)
+    for bits in ALL_BITS:
+        assert agreement(graph, program, inputs, resolve(bits, quantized_layers(graph))) > AGREEMENT, bits
+
+
 def test_a_layer_that_two_operations_read_is_computed_once() -> None:
     program = net(with_norm("norm"), lambda m, x: m.norm(y := m.a(x)) * y)
     assert kinds(program).count("Conv") == 1

@@ -1,0 +1,204 @@
+"""The BatchNorms of a quantized graph: statistics by width, frozen, estimated anew, taken from a neighbour."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from types import EllipsisType, UnionType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from mbqc.ir.modules import QuantLinear, WidthBatchNorm
+from mbqc.ir.quantized import QUANT_LAYERS, widths_node
+from mbqc.ir.types import type_of
+from mbqc.ir.vocabulary import BATCH_NORMS, is_module, module_of
+from mbqc.numerics import ALL_BITS
+from mbqc.pipeline.context import Batch, Progress, silent
+from mbqc.widths import Widths
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | WidthBatchNorm
+
+
+def batch_norms(graph: fx.GraphModule) -> dict[str, BatchNorm]:
+    """The BatchNorms that the graph calls, by name."""
+    called = ((str(node.target), module_of(node)) for node in graph.graph.nodes)
+    return {name: norm for name, norm in called if isinstance(norm, BatchNorm)}
+
+
+# Statistics for every width
+
+
+def split_by_width(
+    graph: fx.GraphModule, affine: Literal["shared", "width"] = "shared"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Replaces every BatchNorm that folds into one quantized layer by a WidthBatchNorm, each row a copy of it.
+
+    Args:
+        graph: a quantized graph; it is changed.
+        affine: whether the affine part gets rows too.
+
+    Returns:
+        Names of the BatchNorms that were replaced, and of those that were left: the width of no single layer is theirs.
+    """
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        if is_module(node, BATCH_NORMS):
+            calls.setdefault(str(node.target), []).append(node)
+    widths = widths_node(graph)
+    split, left = [], []
+    for name, nodes in calls.items():
+        layer, *others = {_layer_before(node) for node in nodes}
+        if layer is None or others:
+            left.append(name)
+            continue
+        split.append(name)
+        graph.set_submodule(name, _width_norm(graph.get_submodule(name), layer, affine))
+        for node in nodes:
+            node.args = (node.args[0], widths)
+    graph.recompile()
+    return tuple(split), tuple(left)
+
+
+def _layer_before(norm: fx.Node) -> str | None:
+    """The quantized layer whose epilogue takes the BatchNorm: nobody else reads it, both count channels alike."""
+    source = norm.args[0]
+    if not isinstance(source, fx.Node) or not is_module(source, QUANT_LAYERS) or len(source.users) > 1:
+        return None
+    channels_differ = is_module(source, (QuantLinear,)) and len(type_of(source).dims) > 2
+    return None if channels_differ else str(source.target)
+
+
+def _width_norm(norm: Any, layer: str, affine: Literal["shared", "width"]) -> WidthBatchNorm:
+    made = WidthBatchNorm(layer, norm.num_features, norm.eps, norm.momentum, affine).to(norm.running_mean.device)
+    with torch.no_grad():
+        if norm.affine:
+            made.weight.copy_(norm.weight)
+            made.bias.copy_(norm.bias)
+        made.running_mean.copy_(norm.running_mean)
+        made.running_var.copy_(norm.running_var)
+        made.num_batches_tracked.copy_(norm.num_batches_tracked)
+    return made.train(norm.training)
+
+
+def nearest_rows(graph: fx.GraphModule, trained: Sequence[Widths]) -> None:
+    """After training, gives widths that a layer was never trained at the row of the nearest one it was.
+
+    A tie goes to the wider; the float model gets the row of the widest.
+
+    Args:
+        graph: a quantized graph; the rows of its WidthBatchNorms are changed.
+        trained: the widths it was trained at, not empty.
+    """
+    for norm in batch_norms(graph).values():
+        if not isinstance(norm, WidthBatchNorm):
+            continue
+        known = {norm.row(widths) for widths in trained}
+        source = {bits: min(known, key=lambda b: (abs(b - bits), -b)) for bits in ALL_BITS}
+        rows = [0 if 0 in known else max(known), *(source[bits] for bits in ALL_BITS)]
+        tensors = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+        with torch.no_grad():
+            for tensor in tensors + ([norm.weight, norm.bias] if norm.affine == "width" else []):
+                tensor.copy_(tensor[rows])
+
+
+# Frozen statistics
+
+
+def freeze_statistics(graph: fx.GraphModule) -> None:
+    """From now on every BatchNorm normalizes with its running statistics, which stay as they are.
+
+    Only the BatchNorms leave train mode, and they leave it again at each call, so `graph.train()` after an evaluation
+    changes nothing. Gradients still reach their affine part. It is no part of the state dict: call it again after a
+    resume, and `unfreeze_statistics` when training has ended.
+    """
+    for norm in batch_norms(graph).values():
+        if _leave_train_mode not in norm._forward_pre_hooks.values():
+            norm.register_forward_pre_hook(_leave_train_mode)
+        norm.eval()
+
+
+def unfreeze_statistics(graph: fx.GraphModule) -> None:
+    """Undoes `freeze_statistics`: the BatchNorms follow the graph's mode again."""
+    for norm in batch_norms(graph).values():
+        hooks = norm._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _leave_train_mode]:
+            del hooks[key]
+            norm.train(graph.training)
+
+
+def _leave_train_mode(norm: nn.Module, _: object) -> None:
+    if norm.training:
+        norm.eval()
+
+
+# Estimation
+
+
+def estimate(
+    graph: fx.GraphModule,
+    batches: Collection[Batch],
+    widths: Sequence[Widths],
+    per_width: bool,
+    progress: Progress = silent,
+) -> None:
+    """Sets running statistics to mean and variance (population, not unbiased) of what enters each BatchNorm.
+
+    A BatchNorm that is estimated normalizes with the batch meanwhile, as in training. A shared one gets the moments
+    over all batches and all `widths`; each row of a WidthBatchNorm those over the `widths` at which its layer has the
+    row's width, and rows of other widths stay.
+
+    Args:
+        graph: a quantized graph; it is changed.
+        batches: inputs of the graph, on its device.
+        widths: what it is run at.
+        per_width: split BatchNorms by width first (`split_by_width`), and leave those alone that cannot be.
+        progress: advances with each batch and width.
+    """
+    if per_width:
+        split_by_width(graph)
+    estimator, training = _Estimator(graph, WidthBatchNorm if per_width else BatchNorm), graph.training
+    graph.eval()
+    with progress("re-estimating BatchNorm", len(batches) * len(widths)) as advance, torch.no_grad():
+        for batch in batches:
+            for each in widths:
+                estimator.run(*batch, each)
+                advance()
+        for (norm, row), (count, total, squares) in estimator.sums.items():
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            mean = total / count
+            norm.running_mean[row] = mean.to(norm.running_mean.dtype)
+            norm.running_var[row] = (squares / count - mean.square()).clamp(min=0).to(norm.running_var.dtype)
+    graph.train(training)
+
+
+class _Estimator(fx.Interpreter):
+    """Runs a graph; each BatchNorm of a kind normalizes with its input's own moments, as in training, and sums them."""
+
+    def __init__(self, graph: fx.GraphModule, kind: type[nn.Module] | UnionType) -> None:
+        super().__init__(graph)
+        self.kind = kind
+        self.sums: dict[tuple[BatchNorm, Any], Tensor] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        norm, x = self.fetch_attr(target), args[0]
+        if not isinstance(norm, self.kind):
+            return super().call_module(target, args, kwargs)
+        assert isinstance(norm, BatchNorm)
+        row: int | EllipsisType = ...
+        weight: Tensor = norm.weight
+        bias: Tensor = norm.bias
+        if isinstance(norm, WidthBatchNorm):
+            row = norm.row(args[1])
+            weight, bias = norm.line(row)
+        count = x.numel() // x.shape[1]
+        assert norm.running_mean is not None
+        mean, variance = torch.zeros(2, x.shape[1], dtype=norm.running_mean.dtype, device=x.device)
+        # momentum 1 leaves the batch's own statistics, the variance unbiased: no pass over x of its own
+        normalized = nn.functional.batch_norm(x, mean, variance, weight, bias, True, momentum=1.0, eps=norm.eps)
+        mean, variance = mean.to(torch.float64), variance.to(torch.float64) * (count - 1) / count
+        sums = torch.stack([torch.ones_like(mean), mean, variance + mean.square()]) * count
+        key = (norm, row)
+        self.sums[key] = self.sums[key] + sums if key in self.sums else sums
+        return normalized

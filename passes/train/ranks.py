@@ -1,0 +1,147 @@
+"""Processes that train one model together, each on its share of the batch, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mbqc.errors import PassError, UsageError
+from mbqc.passes.train.synchronised import SynchronisedBatchNorm
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for another that is alive; a killed one is seen at once."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together. With one process every method does nothing.
+
+    Attributes:
+        rank: number of this process, 0 of the one that writes files and speaks to the user.
+        world: how many there are.
+        device: where this process computes.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (a value that nothing changes)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """After a backward, gives `parameters` the mean of all ranks' gradients; those without gradient keep none.
+
+        All ranks must run the same widths, so that the same parameters have gradients. The mean is the gradient of the
+        whole batch's mean loss where all ranks have as many samples; elsewhere scale the loss by
+        `own samples * world / all samples` before the backward.
+
+        Not torch's DistributedDataParallel: it takes one forward a backward, and warns of each width that uses all
+        parameters as of each that does not.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.world == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def synchronised(self) -> AbstractContextManager[object]:
+        """Within it, a BatchNorm in train mode normalizes with the batch of all ranks, and backward knows it."""
+        return SynchronisedBatchNorm(self.world) if self.world > 1 else nullcontext()
+
+    def barrier(self) -> None:
+        """Returns when all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites `tensors` (a state dict; same names and shapes on all ranks) with those of rank 0."""
+        if self.world > 1:
+            for name in sorted(tensors):
+                dist.broadcast(tensors[name].detach(), src=0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks: of losses, or of scores that each rank knows for its samples, zero for the others."""
+        total = values.detach().clone()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total
+
+    def gather(self, values: Tensor) -> Tensor:
+        """`values` (same shape on all ranks) of all ranks, one behind the other in dimension 0."""
+        if self.world == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(parts, values.detach().contiguous())
+        return torch.cat(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether some rank says so: that it was told to stop, that its loss is not finite."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
+
+@contextmanager
+def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Ranks]:
+    """The ranks of `torchrun`'s environment within the block, or this process alone where there is none.
+
+    Args:
+        device: `cpu`, or `cuda` for the GPU of this process's number on its machine.
+        patience: how long a rank waits for one that is alive but does not answer.
+
+    Raises:
+        UsageError: the environment is incomplete, or the machine has fewer GPUs than processes.
+        PassError: another rank was lost, before or within the block.
+    """
+    world = _number("WORLD_SIZE", 1)
+    if world == 1:
+        yield Ranks(device=device)
+        return
+    rank, local = _number("RANK"), _number("LOCAL_RANK")
+    if not 0 <= rank < world:
+        raise UsageError(f"RANK={rank} is not one of {world} processes", hint="start with torchrun")
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise UsageError(f"process {local} of this machine finds {found} GPUs", hint="one process for each GPU")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    with _lost_ranks_explained(rank, world):
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        try:
+            yield Ranks(rank, world, device)
+        finally:
+            dist.destroy_process_group()
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise UsageError(f"the environment variable {name} is {text!r}, expected a number", hint="start with torchrun")
+    return int(text)
+
+
+@contextmanager
+def _lost_ranks_explained(rank: int, world: int) -> Iterator[None]:
+    """Turns what torch raises when a rank does not answer into one error; all other errors pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo names its source file
+            raise
+        other = f"rank {1 - rank}" if world == 2 else f"one of the {world - 1} other ranks"
+        raise PassError(
+            f"rank {rank} lost {other}, which ended or does not answer",
+            hint="the last checkpoint is kept; start again with --resume",
+        ) from error
