@@ -53,7 +53,6 @@ class Stepper:
         self._teacher = copy.deepcopy(graph).eval() if options.distill == "float" else None
         self.weights = WeightOptimizer(graph, options.weight_decay)
         self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
-        self._model = ranks.parallel(graph)
         self._layers = quantized_layers(graph)
         self._draws = draws_of(graph, options.switch, bits) if options.switch != "none" else {}
         self._dtype = next(graph.parameters()).dtype
@@ -111,7 +110,7 @@ class Stepper:
         inputs = as_dtype(batch.inputs, self._dtype)
         try:
             with self._ranks.synchronised():
-                output = self._model(*inputs, widths)
+                output = self._graph(*inputs, widths)
         except ValueError as error:
             if inputs[0].shape[0] > 1:
                 raise
@@ -130,14 +129,13 @@ class Stepper:
         return output.detach() if isinstance(output, Tensor) else output, value
 
     def _step(self, bits: int, batch: Fed, widths: Widths, done: int) -> None:
-        gradients = [p.grad for p in self._graph.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        used = [p for p in self._graph.parameters() if p.grad is not None]
+        self._ranks.average_gradients(used)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
         if not torch.isfinite(norm):
             raise self._diverged("a gradient is not finite", bits, batch, widths)
         if self._options.clip:
-            torch.nn.utils.clip_grads_with_norm_(
-                [p for p in self._graph.parameters() if p.grad is not None], self._options.clip, norm
-            )
+            torch.nn.utils.clip_grads_with_norm_(used, self._options.clip, norm)
         factor = self._factor(done)
         self.weights.step(self._options.rate * factor)
         if self._options.scales != "frozen":

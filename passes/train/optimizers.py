@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -95,11 +94,6 @@ class ScaleOptimizer:
             self._vector.copy_(state["vector"])
             self._write()
         restore_adam(self._adam, {name: value for name, value in state.items() if name != "vector"})
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm of all gradients together."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def adam_state(adam: torch.optim.Adam) -> dict[str, Tensor]:
