@@ -87,9 +87,7 @@ def compile(
     if not isinstance(inputs, tuple | list) or not all(isinstance(part, Tensor) for part in inputs):
         raise UsageError("example_inputs must be a tensor, or a tuple of tensors")
     place = Path(folder) if folder is not None else None
-    context = Context(
-        tuple(inputs), calibration, labelled, loss, evaluation, metric, seed, folder=place, resume=resume
-    )
+    context = Context(tuple(inputs), calibration, labelled, loss, evaluation, metric, seed, folder=place, resume=resume)
     find_backend(backend)
     made = compile_model(model, pipeline_of(passes), context)
     return make(made.program, made.manifest, backend)

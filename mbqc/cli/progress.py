@@ -41,7 +41,11 @@ def show_progress(description: str, total: int | None) -> Iterator[Advance]:
         elapsed = time.monotonic() - start
         if elapsed >= due:
             of_all = f" of {total}" if total is not None else ""
-            print(f"{description}: {done}{of_all} after {elapsed:.0f} s{f'; {status}' if status else ''}", file=sys.stderr, flush=True)
+            print(
+                f"{description}: {done}{of_all} after {elapsed:.0f} s{f'; {status}' if status else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
             due = 2 * elapsed
 
     yield advance

@@ -62,7 +62,9 @@ class Training:
         print()
 
     def _show_widths(self) -> None:
-        columns = [Column("bits", [f"{row.bits}{'' if row.trained else ' untrained'}" for row in self.widths], left=True)]
+        columns = [
+            Column("bits", [f"{row.bits}{'' if row.trained else ' untrained'}" for row in self.widths], left=True)
+        ]
         titles = {"before": "before", "after": "trained", "pooled": "pooled BN", "separate": "BN by width"}
         for name, title in {**titles, "program": "Program"}.items():
             values = [getattr(row, name) for row in self.widths]

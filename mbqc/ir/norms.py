@@ -70,7 +70,7 @@ def _layer_before(norm: fx.Node) -> str | None:
 
 
 def _width_norm(norm: Any, layer: str, affine: Literal["shared", "width"]) -> WidthBatchNorm:
-    made = WidthBatchNorm(layer, norm.num_features, norm.eps, norm.momentum, affine).to(norm.running_mean.device)
+    made = WidthBatchNorm(layer, norm.num_features, norm.eps, norm.momentum, affine).to(norm.running_mean)
     with torch.no_grad():
         if norm.affine:
             made.weight.copy_(norm.weight)

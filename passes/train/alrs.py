@@ -21,7 +21,9 @@ def width_factor(bits: int) -> float:
     return 10.0 ** -(drop // 2) if drop % 2 == 0 else 5.0 * 10.0 ** -((drop + 1) // 2)
 
 
-def rates(rule: Rule, rate: float, bits: int, gradient: Tensor, tensor_of: Tensor, tensors: int) -> tuple[Tensor, float]:
+def rates(
+    rule: Rule, rate: float, bits: int, gradient: Tensor, tensor_of: Tensor, tensors: int
+) -> tuple[Tensor, float]:
     """The learning rate of every scale for a step at one width, and the share of them that were clamped to zero.
 
         paper    eta_b (lambda - (1/L) sum_i min(max |clip(g_i)|, 1))    one for all

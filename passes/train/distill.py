@@ -17,7 +17,9 @@ def divergence(output: Any, teacher: Any) -> Tensor:
         DataError: the outputs are no scores.
     """
     if not isinstance(output, Tensor) or output.dim() != 2:
-        raise DataError("distillation compares scores [N, classes], which this model does not give", hint="distill=none")
+        raise DataError(
+            "distillation compares scores [N, classes], which this model does not give", hint="distill=none"
+        )
     return torch.nn.functional.kl_div(
         output.log_softmax(1), teacher.detach().log_softmax(1), reduction="batchmean", log_target=True
     )

@@ -15,7 +15,7 @@ from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.distill import divergence
 from mbqc.passes.train.diverged import first_not_finite
 from mbqc.passes.train.feeds import Fed, Round
-from mbqc.passes.train.judge import as_dtype
+from mbqc.passes.train.judge import prepared
 from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
 from mbqc.passes.train.ranks import Ranks
 from mbqc.passes.train.rounds import draws_of, rate_factor, sandwich, switched
@@ -107,14 +107,16 @@ class Stepper:
         self, bits: int, batch: Fed, widths: Widths, highest: Tensor | None, share: float
     ) -> tuple[Tensor, float]:
         """Output (detached) and loss, whose gradient times `share` is added to what the parameters have."""
-        inputs = as_dtype(batch.inputs, self._dtype)
+        inputs = prepared(batch.inputs, self._dtype)
         try:
             with self._ranks.synchronised():
                 output = self._graph(*inputs, widths)
         except ValueError as error:
             if inputs[0].shape[0] > 1:
                 raise
-            raise DataError(f"a batch of one sample has no BatchNorm statistics: {error}", hint="larger batches") from error
+            raise DataError(
+                f"a batch of one sample has no BatchNorm statistics: {error}", hint="larger batches"
+            ) from error
         loss = self._loss(output, batch.target)
         teacher = highest
         if self._teacher is not None:
@@ -145,7 +147,7 @@ class Stepper:
         return rate_factor(self._options.schedule, self._options.warmup, done / self._rounds)
 
     def _diverged(self, what: str, bits: int, batch: Fed, widths: Widths) -> PassError:
-        place = first_not_finite(self._graph, as_dtype(batch.inputs, self._dtype), widths)
+        place = first_not_finite(self._graph, prepared(batch.inputs, self._dtype), widths)
         return PassError(
             f"{what} at {bits} bits{f': {place}' if place else ''}",
             hint="a lower rate, or clip=1; the last checkpoint is kept",

@@ -41,9 +41,7 @@ def sandwich(bits: Sequence[int], draw: Random) -> list[int]:
 def draws_of(graph: fx.GraphModule, kind: Literal["uniform", "hasb"], bits: Sequence[int]) -> dict[str, Switching]:
     """From what each layer that is not pinned draws its width: `hasb`'s annotation, or uniformly from `bits`."""
     uniform = Switching(tuple(bits), (1 / len(bits),) * len(bits))
-    return {
-        str(node.target): annotation(node, Switching) if kind == "hasb" else uniform for node in layer_nodes(graph)
-    }
+    return {str(node.target): annotation(node, Switching) if kind == "hasb" else uniform for node in layer_nodes(graph)}
 
 
 def switched(

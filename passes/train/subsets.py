@@ -14,7 +14,7 @@ from mbqc.ir.quantized import quantized_layers
 from mbqc.ir.types import type_of
 from mbqc.passes.train.coresets import coreset_size, select
 from mbqc.passes.train.feeds import Fed, Feeds
-from mbqc.passes.train.judge import as_dtype, in_eval_mode
+from mbqc.passes.train.judge import prepared, in_eval_mode
 from mbqc.passes.train.ranks import Ranks
 from mbqc.passes.train.scores import Recorder
 from mbqc.passes.train.state import State
@@ -91,7 +91,7 @@ class Subsets:
         with in_eval_mode(self._graph), torch.no_grad():
             for bits, indices in missing.items():
                 for fed in self._feeds.read(indices):
-                    output = self._graph(*as_dtype(fed.inputs, dtype), resolve(bits, layers))
+                    output = self._graph(*prepared(fed.inputs, dtype), resolve(bits, layers))
                     self._recorder.observe(bits, fed.indices, output, fed.target)
         self._recorder.end_snapshot(self._sum)
 

@@ -109,7 +109,10 @@ class Train(Pass):
         shares = ("warmup", "label_smoothing", "switch_most", "bn_freeze")
         counts = ("resample", "evaluate", "weight_decay", "clip", "coreset_warmup")
         return [
-            *((getattr(self, n) < 1, f"{n}={getattr(self, n)} must be at least 1") for n in ("epochs", "batch", "checkpoint")),
+            *(
+                (getattr(self, n) < 1, f"{n}={getattr(self, n)} must be at least 1")
+                for n in ("epochs", "batch", "checkpoint")
+            ),
             *((not getattr(self, n) > 0, f"{n}={getattr(self, n)} must be positive") for n in ("rate", "scale_rate")),
             *((not 0 <= getattr(self, n) <= 1, f"{n}={getattr(self, n)} must lie in [0, 1]") for n in shares),
             *((getattr(self, n) < 0, f"{n}={getattr(self, n)} must not be negative") for n in counts),
@@ -150,7 +153,9 @@ class Train(Pass):
         if context.labelled is None:
             raise PassError("there is no training data", hint="define train_data(), batches of inputs and targets")
         if self.label_smoothing and context.loss is not None:
-            raise PassError("label_smoothing is part of the usual loss, but there is a loss() of yours", hint="smooth there")
+            raise PassError(
+                "label_smoothing is part of the usual loss, but there is a loss() of yours", hint="smooth there"
+            )
         if self.precision == "float64":
             graph.double()
         bits = self._bits(graph)

@@ -16,7 +16,7 @@ from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.feeds import Fed, Feeds, Round
 from mbqc.passes.train.history import draw_curves, write_history
 from mbqc.passes.train.interrupt import Interrupt, interruptible
-from mbqc.passes.train.judge import as_dtype, float_metric, metrics
+from mbqc.passes.train.judge import prepared, float_metric, metrics
 from mbqc.passes.train.loop import Stepper
 from mbqc.passes.train.ranks import Ranks
 from mbqc.passes.train.saving import Part, Saver
@@ -86,7 +86,11 @@ class Trainer:
                 self._epoch(interrupt, advance)
         unfreeze_statistics(self._graph)
         folder = self._context.folder
-        if folder is not None and self._ranks.is_first and not draw_curves(folder, self._state.records, self._state.exact):
+        if (
+            folder is not None
+            and self._ranks.is_first
+            and not draw_curves(folder, self._state.records, self._state.exact)
+        ):
             self._context.report.add("train", "info", "", "no curves: matplotlib is missing (pip install 'mbqc[plot]')")
         return self._result()
 
@@ -190,7 +194,7 @@ class Trainer:
         pooled, separate = copy.deepcopy(self._graph), copy.deepcopy(self._graph)
         with self._state.clock("BatchNorm"):
             dtype = next(self._graph.parameters()).dtype
-            batches = [as_dtype(inputs, dtype) for inputs in self._feeds.inputs(ESTIMATION_BATCHES)]
+            batches = [prepared(inputs, dtype) for inputs in self._feeds.inputs(ESTIMATION_BATCHES)]
             estimate(pooled, batches, trained, per_width=False, progress=self._context.progress)
             estimate(separate, batches, every, per_width=True, progress=self._context.progress)
         return {"pooled": pooled, "width": separate}
