@@ -90,7 +90,7 @@ class UserModel:
         return UserData(self, name)
 
     def training_data(self) -> Iterable[object] | Dataset[Any] | None:
-        """`train_data()`: batches, a DataLoader, a Dataset, or a tuple of tensors; None where there is no such function.
+        """`train_data()`: batches, a DataLoader, a Dataset or a tuple of tensors; None without such a function.
 
         Raises:
             ModelError: the function raises, or returns something else.

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from mbqc.errors import MbqcError, UsageError
 
 if TYPE_CHECKING:
     from mbqc.pipeline import Context
+    from mbqc.pipeline.objective import Metric
     from mbqc.userfile import UserModel
 
 MAX_SEED = 2**63 - 1
@@ -146,7 +147,7 @@ def _training_context(context: Context, user: UserModel, folder: Path, resume: b
     return replace(
         context,
         evaluation=user.data("eval_data"),
-        metric=user.metric if user.has_metric else None,
+        metric=cast("Metric", user.metric) if user.has_metric else None,
         folder=folder,
         resume=resume,
     )

@@ -81,7 +81,7 @@ def _app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    commands: dict[str, Callable[..., Answer]] = {
+    commands: dict[str, Callable[..., Answer | None]] = {
         "compile": compile_,
         "run": run,
         "eval": evaluate,

@@ -1,4 +1,4 @@
-"""What `mbqc compile` says of training: the metric by width before, after, and of the Program; and where the time went."""
+"""What `mbqc compile` says of training: the metric by width before and after, and where the time went."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from mbqc.ir.quantized import QUANT_LAYERS, widths_node
 from mbqc.ir.types import type_of
 from mbqc.ir.vocabulary import BATCH_NORMS, is_module, module_of
 from mbqc.numerics import ALL_BITS
-from mbqc.pipeline.context import Batch, Progress, silent
+from mbqc.pipeline.context import Progress, silent
+from mbqc.pipeline.data import Batch
 from mbqc.widths import Widths
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | WidthBatchNorm

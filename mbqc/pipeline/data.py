@@ -47,7 +47,7 @@ class Samples:
         Raises:
             DataError: the dataset raises (names the user's line), or gives no tensors.
         """
-        loader = DataLoader(self.dataset, batch_sampler=list(order), **self.settings)
+        loader = DataLoader(self.dataset, batch_sampler=[list(indices) for indices in order], **self.settings)
         return (split_batch(item, self.inputs, "training data") for item in told(loader, "training data"))
 
     def sweep(self) -> Iterator[LabelledBatch]:

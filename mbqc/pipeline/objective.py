@@ -81,7 +81,7 @@ def top1(output: Any, target: Tensor) -> float:
         DataError: as `require_labels`.
     """
     require_labels(output, target)
-    return 100.0 * (output.argmax(1) == target).double().mean().item()
+    return 100.0 * float((output.argmax(1) == target).double().mean())
 
 
 def metric_of(own: Metric | None) -> Metric:

@@ -84,13 +84,13 @@ class Feeds:
         return CoresetSampler(indices, seed, take=take, rank=self._ranks.rank, world=self._ranks.world)
 
     def rounds(self, keep: float = 1.0) -> int:
-        """Rounds of an epoch in which each width sees the share `keep` of the samples; the last, short batch is left out."""
+        """Rounds of an epoch in which a width sees the share `keep` of the samples; a last, short batch is left out."""
         if self.samples is None:
             return self._all_batches
         return round(keep * len(self.samples)) // self.batch
 
     def use_coresets(self, subsets: Mapping[int, Tensor], take: int | None = None) -> None:
-        """From now on each width trains on its own subset, int64 [size]; with `take` on so many of it, drawn each epoch."""
+        """From now on each width trains on its own subset, int64 [size]; under `take` on so many of it, drawn anew."""
         self._subsets = {bits: self._sampler(indices, take, bits) for bits, indices in subsets.items()}
 
     def epoch(self, epoch: int) -> Iterator[Round]:

@@ -127,7 +127,7 @@ class Stepper:
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):
             raise self._diverged(f"the loss is {value}", bits, batch, widths)
-        (loss * share if share != 1.0 else loss).backward()
+        torch.autograd.backward(loss * share)
         return output.detach() if isinstance(output, Tensor) else output, value
 
     def _step(self, bits: int, batch: Fed, widths: Widths, done: int) -> None:

@@ -81,7 +81,7 @@ class ScaleOptimizer:
 
     def _write(self) -> None:
         values = self._vector.detach().exp() if self._log else self._vector.detach()
-        for parameter, part in zip(self._parameters, values.split(self._sizes), strict=True):
+        for parameter, part in zip(self._parameters, torch.split(values, self._sizes), strict=True):
             parameter.copy_(part)
 
     def state(self) -> dict[str, Tensor]:

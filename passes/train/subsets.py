@@ -14,7 +14,7 @@ from mbqc.ir.quantized import quantized_layers
 from mbqc.ir.types import type_of
 from mbqc.passes.train.coresets import coreset_size, select
 from mbqc.passes.train.feeds import Fed, Feeds
-from mbqc.passes.train.judge import prepared, in_eval_mode
+from mbqc.passes.train.judge import in_eval_mode, prepared
 from mbqc.passes.train.ranks import Ranks
 from mbqc.passes.train.scores import Recorder
 from mbqc.passes.train.state import State
@@ -58,11 +58,11 @@ class Subsets:
         self._selected: dict[int, Tensor] = {}
 
     def begin_epoch(self, epoch: int, state: State) -> None:
-        """Selects coresets where it is time to, and before that scores all samples again unless that has just been done."""
+        """Selects coresets where it is time to; after the warm-up that takes scores of all samples first."""
         since = epoch - self._options.coreset_warmup
         if self._options.selection == "fresh" and since >= 0:
             everything = torch.arange(len(self._targets))
-            self._feeds.use_coresets({bits: everything for bits in self._bits}, take=self._size)
+            self._feeds.use_coresets(dict.fromkeys(self._bits, everything), take=self._size)
             return
         again = bool(self._options.resample) and since > 0 and since % self._options.resample == 0
         if again:
@@ -92,6 +92,7 @@ class Subsets:
             for bits, indices in missing.items():
                 for fed in self._feeds.read(indices):
                     output = self._graph(*prepared(fed.inputs, dtype), resolve(bits, layers))
+                    assert fed.indices is not None, "asked for"
                     self._recorder.observe(bits, fed.indices, output, fed.target)
         self._recorder.end_snapshot(self._sum)
 

@@ -124,7 +124,7 @@ class Train(Pass):
             ),
             (
                 self.coreset != "none" and not 1 <= self.coreset_warmup < self.epochs,
-                f"coreset_warmup={self.coreset_warmup} must leave epochs={self.epochs} one to train on coresets, and be at least 1",
+                f"coreset_warmup={self.coreset_warmup} must be at least 1 and less than epochs={self.epochs}",
             ),
             (self.widths == "sandwich" and len(self.bits) == 1, "a sandwich needs at least 2 widths"),
             (self.alrs != "off" and self.step == "accumulate", "alrs has a rate for each width: it needs step=each"),

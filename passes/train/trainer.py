@@ -16,7 +16,7 @@ from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.feeds import Fed, Feeds, Round
 from mbqc.passes.train.history import draw_curves, write_history
 from mbqc.passes.train.interrupt import Interrupt, interruptible
-from mbqc.passes.train.judge import prepared, float_metric, metrics
+from mbqc.passes.train.judge import float_metric, metrics, prepared
 from mbqc.passes.train.loop import Stepper
 from mbqc.passes.train.ranks import Ranks
 from mbqc.passes.train.saving import Part, Saver
