@@ -160,7 +160,8 @@ class _Tdds(Trajectories):
         newest = torch.cat([_divergence(last[part], measured[part]) for part in rows])
         snapshots = self.tensors["snapshots"]
         slid = torch.cat([kept[:, 1:], newest[:, None]], dim=1)
-        kept.copy_(torch.where((seen & (snapshots > 1))[:, None], slid, kept))
+        # what the first snapshot seems to differ by is older than any window
+        kept.copy_(torch.where(seen[:, None], slid, kept))
         moved = (1 - NEWEST) * average + NEWEST * _spread(kept, torch.ones_like(kept, dtype=torch.bool))
         average.copy_(torch.where(seen & (snapshots >= WINDOW), moved, average))
         last.copy_(torch.where(seen[:, None], measured, last))

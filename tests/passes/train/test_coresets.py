@@ -79,6 +79,13 @@ def test_balanced_where_top_would_keep_one_class_only() -> None:
     assert Counter(targets[chosen(scores, targets, 0.1, "balanced")].tolist()) == dict.fromkeys(range(10), 10)
 
 
+def test_balanced_gives_what_is_left_over_to_the_largest_remainders() -> None:
+    """Shares of 2.8, 5.0 and 12.2 samples."""
+    targets = torch.tensor([0] * 14 + [1] * 25 + [2] * 61)
+    kept = chosen(torch.zeros(100), targets, 0.2, "balanced")
+    assert Counter(targets[kept].tolist()) == {0: 3, 1: 5, 2: 12}
+
+
 def ranges_of(scores: Tensor, indices: list[int]) -> list[int]:
     """How many indices fall into each tenth of the range that the easiest 95 % of the scores span."""
     ascending = scores.sort().values

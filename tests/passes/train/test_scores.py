@@ -253,6 +253,7 @@ def test_ranks_store_and_restore_an_open_snapshot_once() -> None:
     again = [Recorder("el2n", SAMPLES, CLASSES, [8]) for _ in range(2)]
     for rank, recorder in enumerate(again):
         recorder.restore(stored, rank)
+    assert sum(recorder.state()["el2n.8.count"] for recorder in again).tolist() == [1] * SAMPLES
     shared = Ranks([recorder.state() for recorder in again])
     for recorder in again:
         recorder.end_snapshot(shared.reduce())
