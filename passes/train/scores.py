@@ -54,7 +54,7 @@ class Recorder:
 
     @torch.no_grad()
     def observe(self, bits: int, indices: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Notes what the model says about samples at one width; waits for no device.
+        """Notes what the model says about samples at one width, without waiting where the state is on the device too.
 
         Within a snapshot observations of one sample are averaged (TDDS: its logits; forgetting: right if each was).
 
@@ -75,9 +75,9 @@ class Recorder:
             )
         if targets.shape != (n,) or targets.is_floating_point():
             raise DataError(f"targets are {targets.dtype} {tuple(targets.shape)}, a score needs whole numbers ({n},)")
-        here = self._device
-        targets = targets.to(here, torch.int64, non_blocking=True)
-        own.observe(indices.to(here, non_blocking=True), logits.to(here, non_blocking=True), targets)
+        here, ahead = self._device, self._device.type != "cpu"  # what comes down from a device must have arrived
+        targets = targets.to(here, torch.int64, non_blocking=ahead)
+        own.observe(indices.to(here, non_blocking=ahead), logits.to(here, non_blocking=ahead), targets)
 
     @torch.no_grad()
     def end_snapshot(self, reduce: Callable[[Tensor], object] | None = None) -> None:

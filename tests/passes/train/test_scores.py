@@ -176,6 +176,17 @@ def test_samples_without_enough_snapshots_are_an_error(score: Score, needed: int
     assert torch.equal(recorder.scores(8), recorded(score, [*epochs(needed - 1), epochs(1)[0]]).scores(8))
 
 
+def test_samples_that_no_rank_has_met_in_the_open_snapshot_are_named() -> None:
+    z, ranks = epochs(1)[0], [Recorder("el2n", SAMPLES, CLASSES, [8]) for _ in range(2)]
+    for recorder, part in zip(ranks, (torch.tensor([0, 1, 2, 6, 7]), torch.tensor([3, 4, 9, 10, 11])), strict=True):
+        recorder.end_snapshot()
+        recorder.observe(8, part, z[part], labels()[part])
+    counts = sum(recorder.state()["el2n.8.count"] for recorder in ranks)
+    for recorder in ranks:
+        assert recorder.unseen(8, lambda tensor: tensor.copy_(counts)).tolist() == [5, 8]
+        assert recorder.state()["el2n.8.count"].sum() == 5  # asking changes nothing
+
+
 def test_repeated_observations_of_a_snapshot_are_averaged() -> None:
     twice = Recorder("el2n", SAMPLES, CLASSES, [8])
     for z in epochs(2):
