@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 class Part(Protocol):
     """Whatever has tensors to keep."""
 
-    def state(self) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
 
-    def restore(self, state: dict[str, Tensor]) -> None: ...
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes on from `state()`."""
 
 
 class Saver:
@@ -45,20 +47,22 @@ class Saver:
         if context.folder is not None:
             text = f"{format_dataclass(options, options.name)}, seed {context.seed}"
             self._store = Store(context.folder, Identity(_fingerprint(graph), text), State)
-            if ranks.rank == 0:
+            if ranks.is_first:
                 self._store.prepare()
 
     def save(self, state: State) -> None:
-        """Stores where the training stands; rank 0 alone does.
+        """Stores where the training stands; all ranks call it, the first one writes.
 
         Raises:
             CheckpointError: it cannot be written; earlier ones are still there.
         """
-        if self._store is None or self._ranks.rank:
+        if self._store is None:
             return
         tensors = {f"graph.{name}": value for name, value in self._graph.state_dict().items()}
         for part, owner in self._parts.items():
             tensors |= {f"{part}.{name}": value for name, value in owner.state().items()}
+        if not self._ranks.is_first:
+            return
         with state.clock("checkpoints"):
             self._store.save(Checkpoint(state.done, tensors, state))
 

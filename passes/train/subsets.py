@@ -108,13 +108,13 @@ class Subsets:
         self._feeds.use_coresets(self._selected)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
-        return {**self._recorder.state(), **{f"selected.{bits}": kept for bits, kept in self._selected.items()}}
+        """What a checkpoint keeps; all ranks ask for it together."""
+        return {**self._recorder.state(self._sum), **{f"selected.{bits}": kept for bits, kept in self._selected.items()}}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes on from `state()`."""
         selected = {name: value for name, value in state.items() if name.startswith("selected.")}
-        self._recorder.restore({name: value for name, value in state.items() if name not in selected})
+        self._recorder.restore({name: value for name, value in state.items() if name not in selected}, self._ranks.rank)
         self._selected = {int(name.partition(".")[2]): value for name, value in selected.items()}
         self._feeds.use_coresets(self._selected)
 
