@@ -192,7 +192,7 @@ class WidthBatchNorm(nn.Module):
         """`x` [N, num_features, ...] normalized with the batch or the statistics of the layer's width."""
         row, momentum = self.row(widths), self.momentum
         if self.training:
-            self.num_batches_tracked[row] += 1
+            self.num_batches_tracked[row].add_(1)
             momentum = 1 / int(self.num_batches_tracked[row]) if momentum is None else momentum
         mean, variance = self.running_mean[row], self.running_var[row]
         return nn.functional.batch_norm(x, mean, variance, *self.line(row), self.training, momentum or 0.0, self.eps)

@@ -101,7 +101,7 @@ class _Normalize(torch.autograd.Function):
         x, weight, mean, variance = ctx.saved_tensors
         deviation = (variance + ctx.eps).sqrt()
         dx, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient.contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )  # with fixed statistics: gain g, and the sums of this rank
         sums = torch.stack([by_bias, by_weight]).to(mean.dtype)
         dist.all_reduce(sums)
