@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from mbqc.ir.modules import ActivationQuantizer, WeightQuantizer
+from mbqc.ir.modules import ActivationQuantizer, WeightQuantizer, WidthBatchNorm
 from mbqc.passes.train.alrs import Rule, rates
 
 Scales = Literal["log", "raw", "frozen"]
@@ -19,19 +19,29 @@ def scale_parameters(graph: fx.GraphModule) -> list[nn.Parameter]:
 
 
 class WeightOptimizer:
-    """Adam over all parameters but scales; only tensors of two or more dimensions (layers' weights) decay."""
+    """Adam over all parameters but scales; only tensors of two or more dimensions (layers' weights) decay.
+
+    Where a BatchNorm has an affine part for each width, each is a parameter of its own: it rests in steps at others.
+    """
 
     def __init__(self, graph: fx.GraphModule, weight_decay: float) -> None:
-        scales = {id(p) for p in scale_parameters(graph)}
-        self.parameters = [p for p in graph.parameters() if id(p) not in scales]
+        norms = [m for m in graph.modules() if isinstance(m, WidthBatchNorm) and m.affine == "width"]
+        self._tables = [table for norm in norms for table in (norm.weight, norm.bias)]
+        self._rows = [list(table.detach()) for table in self._tables]  # views, which share their memory
+        apart = {id(p) for p in (*scale_parameters(graph), *self._tables)}
+        whole = [p for p in graph.parameters() if id(p) not in apart]
         groups = [
-            {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": weight_decay},
-            {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in whole if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in whole if p.dim() <= 1] + sum(self._rows, []), "weight_decay": 0.0},
         ]
         self._adam = torch.optim.Adam(groups, fused=True)
 
     def step(self, rate: float) -> None:
         """One step along the gradients, at a learning rate."""
+        for table, rows in zip(self._tables, self._rows, strict=True):
+            for index, row in enumerate(rows):
+                used = table.grad is not None and bool(table.grad[index].any())
+                row.grad = table.grad[index] if used and table.grad is not None else None
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()

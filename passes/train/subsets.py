@@ -109,7 +109,10 @@ class Subsets:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps; all ranks ask for it together."""
-        return {**self._recorder.state(self._sum), **{f"selected.{bits}": kept for bits, kept in self._selected.items()}}
+        return {
+            **self._recorder.state(self._sum),
+            **{f"selected.{bits}": kept for bits, kept in self._selected.items()},
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes on from `state()`."""
