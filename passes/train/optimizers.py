@@ -28,11 +28,12 @@ class WeightOptimizer:
         norms = [m for m in graph.modules() if isinstance(m, WidthBatchNorm) and m.affine == "width"]
         self._tables = [table for norm in norms for table in (norm.weight, norm.bias)]
         self._rows = [list(table.detach()) for table in self._tables]  # views, which share their memory
+        rests = [row for rows in self._rows for row in rows]
         apart = {id(p) for p in (*scale_parameters(graph), *self._tables)}
         whole = [p for p in graph.parameters() if id(p) not in apart]
         groups = [
             {"params": [p for p in whole if p.dim() > 1], "weight_decay": weight_decay},
-            {"params": [p for p in whole if p.dim() <= 1] + sum(self._rows, []), "weight_decay": 0.0},
+            {"params": [p for p in whole if p.dim() <= 1] + rests, "weight_decay": 0.0},
         ]
         self._adam = torch.optim.Adam(groups, fused=True)
 
