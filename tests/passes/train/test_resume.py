@@ -1,4 +1,4 @@
-"""A training that was killed goes on as if nothing had happened: the weights are those of an unbroken run, bit for bit."""
+"""A killed training goes on as if nothing had happened: the weights are those of an unbroken run, bit for bit."""
 
 from __future__ import annotations
 
