@@ -115,20 +115,20 @@ def example_inputs() -> tuple[Tensor]:
     return (torch.zeros(1, 1, 14, 14),)
 
 
-def train_images(folder: Path = DATA) -> Batch:
+def train_images() -> Batch:
     """The first 20 000 training images and labels."""
-    return _labelled(folder, "train", TRAIN_IMAGES)
+    return _labelled("train", TRAIN_IMAGES)
 
 
-def held_out_images(folder: Path = DATA) -> Batch:
+def held_out_images() -> Batch:
     """The 10 000 test images and labels."""
-    return _labelled(folder, "t10k", 10_000)
+    return _labelled("t10k", 10_000)
 
 
-def _labelled(folder: Path, part: str, count: int) -> Batch:
+def _labelled(part: str, count: int) -> Batch:
     """Images, average-pooled to 14x14 and normalised over the training set, and labels."""
-    pixels = torch.from_numpy(_idx(folder / f"{part}-images-idx3-ubyte.gz")[:count].astype(np.float32))
-    labels = torch.from_numpy(_idx(folder / f"{part}-labels-idx1-ubyte.gz")[:count].astype(np.int64))
+    pixels = torch.from_numpy(_idx(DATA / f"{part}-images-idx3-ubyte.gz")[:count].astype(np.float32))
+    labels = torch.from_numpy(_idx(DATA / f"{part}-labels-idx1-ubyte.gz")[:count].astype(np.int64))
     pooled = nn.functional.avg_pool2d(pixels.unsqueeze(1) / 255, 2)
     return (pooled - MEAN) / STD, labels
 
@@ -169,4 +169,4 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 
 def metric(output: Tensor, target: Tensor) -> float:
     """Accuracy in percent."""
-    return 100.0 * (output.argmax(1) == target).double().mean().item()
+    return 100.0 * (output.argmax(1) == target).sum().item() / len(target)
