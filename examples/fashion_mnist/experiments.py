@@ -63,9 +63,24 @@ def spec(name: str, **options: object) -> str:
     return f"{name}{{{body}}}" if body else name
 
 
+def train(epochs: int = EPOCHS, **options: object) -> str:
+    """The last pass, which judges only at the end."""
+    return spec("train", epochs=epochs, evaluate=0, **options)
+
+
 def passes(norms: str = "bncorrect", bits: str = "8:4:2", epochs: int = EPOCHS, **training: object) -> str:
     """`quant`, what is done about BatchNorm (nothing where empty), `train`."""
-    return ",".join(filter(None, (spec("quant", bits=bits), norms, spec("train", epochs=epochs, **training))))
+    return ",".join(filter(None, (spec("quant", bits=bits), norms, train(epochs, **training))))
+
+
+def coreset(epochs: int, warmup: int = 1, **training: object) -> str:
+    """A fifth of the data for each width, after some epochs of all of it."""
+    return passes(epochs=epochs, keep=0.2, coreset_warmup=warmup, **training)
+
+
+def equal_steps(epochs: int) -> int:
+    """Epochs of full data that make about as many steps as a coreset after one epoch."""
+    return round(1 + 0.2 * (epochs - 1))
 
 
 def one(name: str, pipeline: str) -> Row:
@@ -106,12 +121,10 @@ def ladders() -> Table:
     """How lower widths derive from the stored code, with and without correction and training."""
     rows = []
     for trained in (True, False):
-        for ladder in ("round", "shift"):
+        for ladder, quant in (("round", "quant{bits=8:4:2}"), ("shift", "quant{bits=8:4:2,ladder=shift}")):
             for norms in ("bncorrect", ""):
-                quant = spec("quant", bits="8:4:2", **({"ladder": ladder} if ladder != "round" else {}))
-                train = spec("train", epochs=EPOCHS) if trained else ""
                 name = f"{ladder}, {'corrected' if norms else 'not corrected'}, {'' if trained else 'not '}trained"
-                rows.append(one(name, ",".join(filter(None, (quant, norms, train)))))
+                rows.append(one(name, ",".join(filter(None, (quant, norms, train() if trained else "")))))
     return Table("ladder", "Ladder: how a lower width derives from the stored code", tuple(rows))
 
 
@@ -136,23 +149,21 @@ def scales() -> Table:
 
 def coresets(name: str, epochs: int, tdds_warmup: int) -> Table:
     """Full data against 20 % of it for each width, one epoch of full data before (more for TDDS, see its row)."""
-
-    def row(title: str, warmup: int = 1, **training: object) -> Row:
-        return one(title, passes(epochs=epochs, keep=0.2, coreset_warmup=warmup, **training))
-
-    equal = round(1 + 0.2 * (epochs - 1))
+    equal = equal_steps(epochs)
+    fresh = {"coreset": "random", "selection": "fresh"}
+    tdds = coreset(epochs, tdds_warmup, coreset="tdds", selection="top")
     return Table(
         name,
         f"Coresets: 20 % of the data for each width, {epochs} epochs",
         (
             one("full data", passes(epochs=epochs)),
-            row("random, fresh each epoch", coreset="random", selection="fresh"),
+            one("random, fresh each epoch", coreset(epochs, **fresh)),
             one(f"full data, as many steps ({equal} epochs)", passes(epochs=equal)),
-            row("EL2N, stratified", coreset="el2n", selection="stratified"),
-            row("EL2N, top", coreset="el2n", selection="top"),
-            row(f"TDDS, top, {tdds_warmup} epochs of full data", tdds_warmup, coreset="tdds", selection="top"),
+            one("EL2N, stratified", coreset(epochs, coreset="el2n", selection="stratified")),
+            one("EL2N, top", coreset(epochs, coreset="el2n", selection="top")),
+            one(f"TDDS, top, {tdds_warmup} epochs of full data", tdds),
             one("sandwich, full data", passes(epochs=epochs, widths="sandwich")),
-            row("sandwich, random fresh", coreset="random", selection="fresh", widths="sandwich"),
+            one("sandwich, random fresh", coreset(epochs, **fresh, widths="sandwich")),
             one(f"sandwich, as many steps ({equal} epochs)", passes(epochs=equal, widths="sandwich")),
         ),
         ("scoring", "selecting", "BatchNorm"),
@@ -175,52 +186,37 @@ def teachers() -> Table:
     )
 
 
-def serving() -> Table:
+def serving(name: str, epochs: int, *more: Row) -> Table:
     """What it costs to serve the widths 8 to 2."""
-    fresh = {"coreset": "random", "selection": "fresh", "keep": 0.2}
-    every = ":".join(map(str, SERVED))
+    equal = equal_steps(epochs)
     return Table(
-        "serving",
-        f"Cost of serving the widths 8 to 2, {EPOCHS} epochs",
+        name,
+        f"Cost of serving the widths 8 to 2, {epochs} epochs",
         (
-            apart("seven separate trainings", EPOCHS),
-            one("one run, 8, 4, 2 bits", passes()),
-            one("one run, 20 % of the data after an epoch", passes(**fresh, coreset_warmup=1)),
-            one("one run, 20 % of the data throughout", passes(**fresh, coreset_warmup=0)),
-            one("one run, full data, 1 epoch", passes(epochs=1)),
-            one("one run, 8 and 2 bits", passes(bits="8:2")),
-            one("one run, all seven widths, switchable", passes(SWITCHABLE, every, bn_freeze=0.0)),
-        ),
-    )
-
-
-def serving_long() -> Table:
-    """As `serving`, with time to converge."""
-    fresh = {"coreset": "random", "selection": "fresh"}
-    return Table(
-        "serving_long",
-        f"Cost of serving the widths 8 to 2, {LONG_EPOCHS} epochs",
-        (
-            apart("seven separate trainings", LONG_EPOCHS),
-            one("one run, 8, 4, 2 bits", passes(epochs=LONG_EPOCHS)),
-            one(
-                "one run, 20 % of the data after an epoch",
-                passes(epochs=LONG_EPOCHS, keep=0.2, coreset_warmup=1, **fresh),
-            ),
-            one("one run, full data, 7 epochs", passes(epochs=7)),
+            apart("seven separate trainings", epochs),
+            one("one run, 8, 4, 2 bits", passes(epochs=epochs)),
+            one("one run, 20 % of the data", coreset(epochs, coreset="random", selection="fresh")),
+            one(f"one run, full data, as many steps ({equal} epochs)", passes(epochs=equal)),
+            *more,
         ),
     )
 
 
 TABLES = (
     batch_norms("bn", "8:4:2"),
-    serving(),
+    serving(
+        "serving",
+        EPOCHS,
+        one("one run, full data, 1 epoch", passes(epochs=1)),
+        one("one run, 8 and 2 bits", passes(bits="8:2")),
+        one("one run, all seven widths, switchable", passes(SWITCHABLE, ":".join(map(str, SERVED)), bn_freeze=0.0)),
+    ),
     coresets("coresets", CORESET_EPOCHS, tdds_warmup=3),
     batch_norms("bn_8642", "8:6:4:2"),
     ladders(),
     scales(),
     teachers(),
-    serving_long(),
+    serving("serving_long", LONG_EPOCHS),
     coresets("coresets_long", LONG_EPOCHS, tdds_warmup=10),
 )
 """In the order in which they run: what decides most comes first."""

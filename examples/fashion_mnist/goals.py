@@ -60,21 +60,17 @@ def goals(seeds: Sequence[int], folder: Path = RESULTS) -> list[Goal]:
         points("corrected, frozen above switchable, 3 bits (never trained)", 1.0, ours, switchable, (3,)),
         _untrained(ours),
         _agreement(everything(seeds, folder)),
-        *_served("one run", "serving", "one run, 8, 4, 2 bits", -0.5, 2.3, seeds, folder),
-        *_served("20 % of the data", "serving", "one run, 20 % of the data throughout", -1.5, 7.88, seeds, folder),
-        *_served(
-            "20 %, long schedule", "serving_long", "one run, 20 % of the data after an epoch", -0.5, 10.0, seeds, folder
-        ),
+        *_served("serving", "one run, 8, 4, 2 bits", -0.5, 2.3, seeds, folder),
+        *_served("serving_long", "one run, 20 % of the data", -1.5, 7.88, seeds, folder),
+        *_served("serving_long", "one run, 20 % of the data", -0.5, 10.0, seeds, folder),
     ]
 
 
-def _served(
-    text: str, table: str, name: str, bound: float, times: float, seeds: Sequence[int], folder: Path
-) -> tuple[Goal, Goal]:
+def _served(name: str, title: str, bound: float, times: float, seeds: Sequence[int], folder: Path) -> tuple[Goal, Goal]:
     """A run that serves the widths 8 to 2 against a training for each."""
-    row, apart = find(table, name, seeds, folder), find(table, "seven separate trainings", seeds, folder)
-    above = points(f"{text}: above separate trainings, 8 to 2 bits", bound, row, apart, SERVED)
-    return above, times_less(times, row, apart)
+    row, apart = find(name, title, seeds, folder), find(name, "seven separate trainings", seeds, folder)
+    text = f"{name}, {title}: above separate trainings, 8 to 2 bits"
+    return points(text, bound, row, apart, SERVED), times_less(times, row, apart)
 
 
 def _untrained(row: Measured) -> Goal:

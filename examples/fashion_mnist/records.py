@@ -29,7 +29,7 @@ class Record:
         program: of the Program on the `cpu` backend.
         pooled, separate: of the graph with BatchNorm statistics re-estimated; empty where that was not asked for.
         clamped: share of scale steps whose rate ALRS clamped to zero, by trained width; empty without ALRS.
-        steps: of the weight optimizer.
+        steps: forward and backward passes, one for each width and batch.
         seconds: by part of training; `all` of the compilation as a whole.
         environment: versions, processor, and how many runs shared it.
     """
