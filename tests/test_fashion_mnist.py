@@ -38,7 +38,9 @@ def recorded(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         program = dict.fromkeys(WIDTHS, accuracy) | (at or {})
         parts = {"training": seconds, "evaluating": 100.0, "all": 200.0}
-        save(Record(passes, passes, seed, 90.0, program, program, program, {}, {}, {}, 10, parts, {}), tmp_path)
+        save(
+            Record(passes, passes, seed, 90.0, program, program, program, program, {}, {}, {}, 10, parts, {}), tmp_path
+        )
         return tmp_path
 
     return write
@@ -212,6 +214,22 @@ def test_a_run_is_recorded_whole() -> None:
     assert all(record.program[bits] == pytest.approx(record.graph[bits], abs=100 / 30 + 0.1) for bits in WIDTHS)
     assert record.steps == 0
     assert {"torch", "mbqc", "python", "processor"} <= set(record.environment)
+
+
+@pytest.mark.usefixtures("noise")
+def test_a_training_is_recorded_with_its_steps_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import model
+    from evidence import measure
+    from experiments import WIDTHS
+
+    monkeypatch.setattr(model, "BATCH", 20)
+    record = measure("quant{bits=8:2},train{epochs=2,scales=raw,alrs=paper,reestimate=width}", 0)
+    assert record.steps == 2 * 2 * 2  # epochs, batches, widths
+    assert set(record.clamped) == {8, 2}
+    assert set(record.after) == set(WIDTHS)
+    assert record.graph == record.separate
+    assert all(record.program[bits] == pytest.approx(record.graph[bits], abs=100 / 30 + 0.1) for bits in WIDTHS)
+    assert 0 < record.cost < record.seconds["all"]
 
 
 @pytest.mark.usefixtures("noise")

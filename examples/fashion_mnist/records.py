@@ -25,7 +25,8 @@ class Record:
         pipeline: the one that ran.
         seed: of the float network and of the run.
         exact: of the float network.
-        before, graph: of the quantized graph before and after training; equal where nothing was trained.
+        before, after: of the quantized graph before and after training; equal where nothing was trained.
+        graph: of the one that was lowered, which differs from `after` where BatchNorm was re-estimated.
         program: of the Program on the `cpu` backend.
         pooled, separate: of the graph with BatchNorm statistics re-estimated; empty where that was not asked for.
         clamped: share of scale steps whose rate ALRS clamped to zero, by trained width; empty without ALRS.
@@ -39,6 +40,7 @@ class Record:
     seed: int
     exact: float
     before: dict[int, float]
+    after: dict[int, float]
     graph: dict[int, float]
     program: dict[int, float]
     pooled: dict[int, float]
