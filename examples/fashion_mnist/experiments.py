@@ -1,0 +1,227 @@
+"""The experiments as data: tables of rows, each row a pipeline text, or one for each width that it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+WIDTHS = range(8, 0, -1)
+SERVED = range(8, 1, -1)
+"""What one run is to serve; 1 bit needs training of its own."""
+
+EPOCHS = 4
+CORESET_EPOCHS = 6
+LONG_EPOCHS = 30
+
+SWITCHABLE = "bncorrect{moments=none,statistics=width,affine=width}"
+
+Column = Literal["clamped", "scoring", "selecting", "BatchNorm"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        name: as the table shows it.
+        serves: width to the pipeline that serves it; one pipeline for all, except where widths are trained apart.
+    """
+
+    name: str
+    serves: Mapping[int, str]
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The pipelines to run, each once."""
+        return tuple(dict.fromkeys(self.serves.values()))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods side by side, trained with the same rate, and for as many epochs unless a row says otherwise.
+
+    Attributes:
+        name: on the command line.
+        title: what is compared.
+        columns: shown besides accuracy, steps and seconds.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...] = ()
+
+    def row(self, name: str) -> Row:
+        """The row of a name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def spec(name: str, **options: object) -> str:
+    """A pass as text, `name{key=value,...}`."""
+    body = ",".join(f"{key}={value}" for key, value in options.items())
+    return f"{name}{{{body}}}" if body else name
+
+
+def train(epochs: int = EPOCHS, **options: object) -> str:
+    """The last pass, which judges only at the end."""
+    return spec("train", epochs=epochs, evaluate=0, **options)
+
+
+def passes(norms: str = "bncorrect", bits: str = "8:4:2", epochs: int = EPOCHS, **training: object) -> str:
+    """`quant`, what is done about BatchNorm (nothing where empty), `train`."""
+    return ",".join(filter(None, (spec("quant", bits=bits), norms, train(epochs, **training))))
+
+
+def coreset(epochs: int, warmup: int = 1, **training: object) -> str:
+    """A fifth of the data for each width, after some epochs of all of it."""
+    return passes(epochs=epochs, keep=0.2, coreset_warmup=warmup, **training)
+
+
+def equal_steps(epochs: int) -> int:
+    """Epochs of full data that make about as many steps as a coreset after one epoch."""
+    return round(1 + 0.2 * (epochs - 1))
+
+
+def one(name: str, pipeline: str) -> Row:
+    """One run for all widths."""
+    return Row(name, dict.fromkeys(WIDTHS, pipeline))
+
+
+def apart(name: str, epochs: int) -> Row:
+    """A training for each width, with a plain BatchNorm of its own."""
+    return Row(name, {bits: passes("", bits=str(bits), epochs=epochs) for bits in SERVED})
+
+
+def batch_norms(name: str, bits: str) -> Table:
+    """Ways to share BatchNorm, trained at `bits`, judged at all widths."""
+
+    def row(title: str, norms: str, **training: object) -> Row:
+        return one(title, passes(norms, bits, **training))
+
+    return Table(
+        name,
+        f"BatchNorm, trained at {bits.replace(':', ', ')} bits",
+        (
+            row("corrected, frozen", "bncorrect"),
+            row("switchable", SWITCHABLE, bn_freeze=0.0),
+            row("switchable, frozen", SWITCHABLE),
+            row("naive shared", "", bn_freeze=0.0),
+            row("naive shared, frozen", ""),
+            row("corrected", "bncorrect", bn_freeze=0.0),
+            row("corrected, re-estimated pooled", "bncorrect", bn_freeze=0.0, reestimate="pooled"),
+            row("corrected, re-estimated by width", "bncorrect", bn_freeze=0.0, reestimate="width"),
+            row("naive shared, re-estimated by width", "", bn_freeze=0.0, reestimate="width"),
+        ),
+        ("BatchNorm",),
+    )
+
+
+def ladders() -> Table:
+    """How lower widths derive from the stored code, with and without correction and training."""
+    rows = []
+    for trained in (True, False):
+        for ladder, quant in (("round", "quant{bits=8:4:2}"), ("shift", "quant{bits=8:4:2,ladder=shift}")):
+            for norms in ("bncorrect", ""):
+                name = f"{ladder}, {'corrected' if norms else 'not corrected'}, {'' if trained else 'not '}trained"
+                rows.append(one(name, ",".join(filter(None, (quant, norms, train() if trained else "")))))
+    return Table("ladder", "Ladder: how a lower width derives from the stored code", tuple(rows))
+
+
+def scales() -> Table:
+    """How quantization scales are learned."""
+    raw = {"scales": "raw", "scale_rate": 0.001}
+    return Table(
+        "scales",
+        "Scales: what is learned, at which rate",
+        (
+            one("log, 2e-3", passes()),
+            one("log, 2e-4", passes(scale_rate=0.0002)),
+            one("log, 1e-2", passes(scale_rate=0.01)),
+            one("raw, 1e-3", passes(**raw)),
+            one("raw, 1e-4", passes(scales="raw", scale_rate=0.0001)),
+            one("frozen", passes(scales="frozen")),
+            *(one(f"raw, 1e-3, ALRS {kind}", passes(**raw, alrs=kind)) for kind in ("paper", "layer", "channel")),
+        ),
+        ("clamped",),
+    )
+
+
+def coresets(name: str, epochs: int, tdds_warmup: int) -> Table:
+    """Full data against 20 % of it for each width, one epoch of full data before (more for TDDS, see its row)."""
+    equal = equal_steps(epochs)
+    fresh = {"coreset": "random", "selection": "fresh"}
+    tdds = coreset(epochs, tdds_warmup, coreset="tdds", selection="top")
+    return Table(
+        name,
+        f"Coresets: 20 % of the data for each width, {epochs} epochs",
+        (
+            one("full data", passes(epochs=epochs)),
+            one("random, fresh each epoch", coreset(epochs, **fresh)),
+            one(f"full data, as many steps ({equal} epochs)", passes(epochs=equal)),
+            one("EL2N, stratified", coreset(epochs, coreset="el2n", selection="stratified")),
+            one("EL2N, top", coreset(epochs, coreset="el2n", selection="top")),
+            one(f"TDDS, top, {tdds_warmup} epochs of full data", tdds),
+            one("sandwich, full data", passes(epochs=epochs, widths="sandwich")),
+            one("sandwich, random fresh", coreset(epochs, **fresh, widths="sandwich")),
+            one(f"sandwich, as many steps ({equal} epochs)", passes(epochs=equal, widths="sandwich")),
+        ),
+        ("scoring", "selecting", "BatchNorm"),
+    )
+
+
+def teachers() -> Table:
+    """Distillation, when a step is made, and the first and last layer."""
+    ends = passes().replace("bits=8:4:2", "bits=8:4:2,skip=conv:fc")
+    return Table(
+        "distill",
+        "Distillation, stepping, ends of the network",
+        (
+            one("no distillation, step after each width, ends at 8 bits", passes()),
+            one("distilled from the highest width", passes(distill="highest")),
+            one("distilled from the float model", passes(distill="float")),
+            one("one step for all widths", passes(step="accumulate")),
+            one("ends in float", ends),
+        ),
+    )
+
+
+def serving(name: str, epochs: int, *more: Row) -> Table:
+    """What it costs to serve the widths 8 to 2."""
+    equal = equal_steps(epochs)
+    return Table(
+        name,
+        f"Cost of serving the widths 8 to 2, {epochs} epochs",
+        (
+            apart("seven separate trainings", epochs),
+            one("one run, 8, 4, 2 bits", passes(epochs=epochs)),
+            one("one run, 20 % of the data", coreset(epochs, coreset="random", selection="fresh")),
+            one(f"one run, full data, as many steps ({equal} epochs)", passes(epochs=equal)),
+            *more,
+        ),
+    )
+
+
+TABLES = (
+    batch_norms("bn", "8:4:2"),
+    serving(
+        "serving",
+        EPOCHS,
+        one("one run, full data, 1 epoch", passes(epochs=1)),
+        one("one run, 8 and 2 bits", passes(bits="8:2")),
+        one("one run, all seven widths, switchable", passes(SWITCHABLE, ":".join(map(str, SERVED)), bn_freeze=0.0)),
+    ),
+    coresets("coresets", CORESET_EPOCHS, tdds_warmup=3),
+    batch_norms("bn_8642", "8:6:4:2"),
+    ladders(),
+    scales(),
+    teachers(),
+    serving("serving_long", LONG_EPOCHS),
+    coresets("coresets_long", LONG_EPOCHS, tdds_warmup=10),
+)
+"""In the order in which they run: what decides most comes first."""
+
+
+def table(name: str) -> Table:
+    """The table of a name."""
+    return next(each for each in TABLES if each.name == name)
