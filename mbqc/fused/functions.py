@@ -17,7 +17,7 @@ from mbqc.fused.native import alike, kernels_for
 from mbqc.numerics import Ladder
 
 
-def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, rectify: bool = False) -> Tensor:
     """`x` on the unsigned grid of `bits`, `(clip(round(x / s) + z) - z) * s`, with LSQ's gradients.
 
     Gradients (arXiv 1902.08153, equation 3): at `x`, the one at the result where `x / s + z` lies within the range, zero
@@ -27,8 +27,9 @@ def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int)
         x: of any shape.
         scale, zero_point: scalars.
         bits: 1 to 8.
+        rectify: quantize `relu(x)`; no gradient passes at `x` where that is zero.
     """
-    return cast(Tensor, _QuantizeActivation.apply(x, scale, zero_point, bits))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _QuantizeActivation.apply(x, scale, zero_point, bits, rectify))  # type: ignore[no-untyped-call]
 
 
 def quantize_weight(weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) -> Tensor:
@@ -65,30 +66,34 @@ def correct_moments(
 
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, rectify: bool) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.bits = bits
+        ctx.options = bits, rectify
         if (kernels := kernels_for(x)) is not None:
-            return kernels.quantize_activations(x, scale.item(), zero_point.item(), bits)
+            return kernels.quantize_activations(x, scale.item(), zero_point.item(), bits, rectify)
+        x = x.relu() if rectify else x
         codes = numerics.quantize(x, scale, zero_point, *numerics.activation_range(bits))
         return (codes - zero_point) * scale
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
+        bits, rectify = ctx.options
         if (kernels := kernels_for(x)) is not None:
             gradient = alike(gradient, x)
-            dx, total = kernels.activation_gradients(x, gradient, scale.item(), zero_point.item(), ctx.bits)
-            return dx, scale.new_tensor(total), None, None
-        low, high = numerics.activation_range(ctx.bits)
-        scaled = x * scale.reciprocal()
+            dx, total = kernels.activation_gradients(x, gradient, scale.item(), zero_point.item(), bits, rectify)
+            return dx, scale.new_full((), total), None, None, None
+        low, high = numerics.activation_range(bits)
+        used = x.relu() if rectify else x
+        scaled = used * scale.reciprocal()
         real = scaled + zero_point
         inside = (real >= low) & (real <= high)
-        codes = numerics.quantize(x, scale, zero_point, low, high)
+        codes = numerics.quantize(used, scale, zero_point, low, high)
         by_scale = gradient * (codes - zero_point - torch.where(inside, scaled, 0.0))
         at_scale = by_scale.sum(dtype=torch.float64).to(scale.dtype)
-        return torch.where(inside, gradient, 0.0), at_scale, None, None
+        passes = inside & (x > 0) if rectify else inside
+        return torch.where(passes, gradient, 0.0), at_scale, None, None, None
 
 
 class _QuantizeWeight(torch.autograd.Function):
@@ -143,6 +148,8 @@ class _CorrectMoments(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gain,) = ctx.saved_tensors
+        if (kernels := kernels_for(gradient, gain)) is not None:
+            return kernels.correction_gradients(gradient, gain), None, None, None, None, None
         return gradient * _per_channel(gain, gradient), None, None, None, None, None
 
 

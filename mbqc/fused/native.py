@@ -40,17 +40,17 @@ class Kernels:
 
     library: ctypes.CDLL
 
-    def quantize_activations(self, x: Tensor, scale: float, zero: float, bits: int) -> Tensor:
-        """`x` on the grid of `bits`."""
+    def quantize_activations(self, x: Tensor, scale: float, zero: float, bits: int, rectify: bool) -> Tensor:
+        """`x`, or its positive part where `rectify`, on the grid of `bits`."""
         y = torch.empty_like(x)
         low, high = numerics.activation_range(bits)
         self.library.mbqc_quantize_activations(
-            x.data_ptr(), y.data_ptr(), x.numel(), scale, zero, low, high, _threads(x.numel())
+            x.data_ptr(), y.data_ptr(), x.numel(), scale, zero, low, high, rectify, _threads(x.numel())
         )
         return y
 
     def activation_gradients(
-        self, x: Tensor, gradient: Tensor, scale: float, zero: float, bits: int
+        self, x: Tensor, gradient: Tensor, scale: float, zero: float, bits: int, rectify: bool
     ) -> tuple[Tensor, float]:
         """Gradients at `x` and at the scale."""
         dx = torch.empty_like(x)
@@ -64,6 +64,7 @@ class Kernels:
             zero,
             low,
             high,
+            rectify,
             _threads(x.numel()),
         )
         return dx, at_scale
@@ -93,7 +94,7 @@ class Kernels:
             at_weight.data_ptr(),
             at_scale.data_ptr(),
             len(weight),
-            weight[0].numel(),
+            weight.numel() // len(weight),
         )
         return at_weight, at_scale
 
@@ -114,6 +115,15 @@ class Kernels:
             numerics.MOST_SHIFTED,
         )
         return out, gain
+
+    def correction_gradients(self, gradient: Tensor, gain: Tensor) -> Tensor:
+        """Each channel of `gradient`, outermost in memory, times its gain."""
+        result = torch.empty_like(gradient)
+        channels = len(gain)
+        self.library.mbqc_correction_gradients(
+            gradient.data_ptr(), gain.data_ptr(), result.data_ptr(), channels, gradient.numel() // channels
+        )
+        return result
 
 
 def kernels_for(tensor: Tensor, *others: Tensor) -> Kernels | None:
@@ -163,9 +173,9 @@ def _kernels(folder: Path) -> Kernels | None:
         message = "the training kernels were built from another version"
         raise BackendError(message, where=str(path), hint="reinstall mbqc")
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.mbqc_quantize_activations.argtypes = [pointer] * 2 + [whole] + [real] * 4 + [whole]
+    library.mbqc_quantize_activations.argtypes = [pointer] * 2 + [whole] + [real] * 4 + [whole] * 2
     library.mbqc_quantize_activations.restype = None
-    library.mbqc_activation_gradients.argtypes = [pointer] * 3 + [whole] + [real] * 4 + [whole]
+    library.mbqc_activation_gradients.argtypes = [pointer] * 3 + [whole] + [real] * 4 + [whole] * 2
     library.mbqc_activation_gradients.restype = ctypes.c_double
     library.mbqc_quantize_weights.argtypes = [pointer] * 3 + [Shape, LadderValues]
     library.mbqc_quantize_weights.restype = None
@@ -173,4 +183,6 @@ def _kernels(folder: Path) -> Kernels | None:
     library.mbqc_weight_gradients.restype = None
     library.mbqc_correct_moments.argtypes = [pointer] * 5 + [Shape, real, whole, whole]
     library.mbqc_correct_moments.restype = None
+    library.mbqc_correction_gradients.argtypes = [pointer] * 3 + [whole] * 2
+    library.mbqc_correction_gradients.restype = None
     return Kernels(library)

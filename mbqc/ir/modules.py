@@ -92,10 +92,10 @@ class ActivationQuantizer(nn.Module):
         self.scale = nn.Parameter(torch.ones(len(bits), dtype=torch.float32))
         self.register_buffer("zero_point", torch.zeros(len(bits), dtype=torch.float32))
 
-    def forward(self, x: Tensor, widths: Widths) -> Tensor:
-        """`x` on the grid of its width."""
+    def forward(self, x: Tensor, widths: Widths, rectify: bool = False) -> Tensor:
+        """`x`, or `relu(x)` where `rectify` (`fused.graph`), on the grid of its width."""
         if widths.is_float:
-            return x
+            return x.relu() if rectify else x
         bits = widths.governing(self.layers)
         if bits in self.bits:
             index = self.bits.index(bits)
@@ -103,7 +103,7 @@ class ActivationQuantizer(nn.Module):
             zero = self.zero_point[index].round().clamp(*numerics.activation_range(bits))
         else:
             scale, zero = map(self.scale.new_tensor, self.grids()[bits])
-        return fused.quantize_activation(x, scale, zero, bits)
+        return fused.quantize_activation(x, scale, zero, bits, rectify=rectify)
 
     def grids(self) -> dict[int, tuple[float, int]]:
         """Scale and zero-point of every width from 1 to 8."""

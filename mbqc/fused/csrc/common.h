@@ -19,6 +19,7 @@ namespace mbqc {
 constexpr float STORED_LOW = -128, STORED_HIGH = 127;
 
 constexpr int LANES = 16;
+constexpr int64_t STRIP = 512;  // elements whose terms of a sum fit the nearest cache
 
 // What is not a number stays so.
 MBQC_INLINE float clamp(float v, float low, float high) {
@@ -32,18 +33,21 @@ MBQC_INLINE float round_small(float v) {
     return (v + SHIFTER) - SHIFTER;
 }
 
-// Sum of `term(i)`, which is a double, over [0, n): always in the same order.
+// Sum of `term(value)` over n values in float64, always in the same order.
 template <class Term>
-MBQC_INLINE double sum_of(int64_t n, Term term) {
+MBQC_INLINE double sum_of(const float* values, int64_t n, Term term) {
     double sums[LANES] = {};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        for (int lane = 0; lane < LANES; ++lane) sums[lane] += term(i + lane);
+        for (int lane = 0; lane < LANES; ++lane) sums[lane] += term(values[i + lane]);
     }
     double sum = 0;
     for (double lane : sums) sum += lane;
-    for (; i < n; ++i) sum += term(i);
+    for (; i < n; ++i) sum += term(values[i]);
     return sum;
+}
+MBQC_INLINE double sum_of(const float* values, int64_t n) {
+    return sum_of(values, n, [](double v) { return v; });
 }
 
 }  // namespace mbqc

@@ -34,23 +34,32 @@ MBQC_CLONES void round_weights(const float* w, float scale, float* codes, float*
     }
 }
 
-MBQC_CLONES double sum(const float* values, int64_t n) {
-    return sum_of(n, [=](int64_t i) { return static_cast<double>(values[i]); });
-}
+MBQC_CLONES double sum(const float* values, int64_t n) { return sum_of(values, n); }
 
 MBQC_CLONES double sum_of_squares(const float* values, double mean, int64_t n) {
-    return sum_of(n, [=](int64_t i) {
-        const double off = values[i] - mean;
-        return off * off;
-    });
+    return sum_of(values, n, [=](double v) { return (v - mean) * (v - mean); });
+}
+
+// How many remainders in the direction of `sign` are at least `bound`.
+MBQC_CLONES int64_t count_from(const float* remainders, float sign, float bound, int64_t n) {
+    int32_t found = 0;
+    for (int64_t i = 0; i < n; ++i) found += remainders[i] * sign >= bound;
+    return found;
 }
 
 // Rounds the `count` largest remainders in the direction of `sign` the other way; of equal ones the first inputs.
 void move_codes(const MbqcShape& shape, float* codes, const float* remainders, float sign, int64_t count,
                 std::vector<float>& keys) {
     const int64_t n = shape.inputs * shape.positions;
-    for (int64_t i = 0; i < n; ++i) keys[static_cast<size_t>(i)] = remainders[i] * sign;
-    std::nth_element(keys.begin(), keys.begin() + (count - 1), keys.begin() + n, std::greater<float>());
+    float bound = 0.5f;  // of those that are looked at: few are needed, and they are the ones closest to a tie
+    for (float span = 1.0f / 64; bound > -0.5f && count_from(remainders, sign, bound, n) < count; span *= 2) {
+        bound = std::max(-0.5f, 0.5f - span);
+    }
+    keys.clear();
+    for (int64_t i = 0; i < n; ++i) {
+        if (remainders[i] * sign >= bound) keys.push_back(remainders[i] * sign);
+    }
+    std::nth_element(keys.begin(), keys.begin() + (count - 1), keys.end(), std::greater<float>());
     const float last = keys[static_cast<size_t>(count - 1)];
     for (int64_t i = 0; i < n; ++i) {
         if (remainders[i] * sign > last) {
@@ -84,21 +93,26 @@ MBQC_CLONES void narrow(const float* codes, float scale, float* y, int64_t n, Mb
     }
 }
 
-MBQC_CLONES void pass_gradients(const float* w, const float* g, float* dw, float scale, int64_t n) {
+MBQC_CLONES float weight_gradients(const float* w, const float* y, const float* g, float* dw, float scale, int64_t n) {
     const float reciprocal = 1 / scale;
-    for (int64_t i = 0; i < n; ++i) {
-        const float real = w[i] * reciprocal;
-        dw[i] = (real >= STORED_LOW) & (real <= STORED_HIGH) ? g[i] : 0.0f;
+    float terms[STRIP];
+    double total = 0;
+    for (int64_t first = 0; first < n; first += STRIP) {
+        const int64_t count = std::min(STRIP, n - first);
+        for (int64_t i = 0; i < count; ++i) {
+            const float real = w[first + i] * reciprocal, gradient = g[first + i];
+            const bool inside = (real >= STORED_LOW) & (real <= STORED_HIGH);
+            dw[first + i] = inside ? gradient : 0.0f;
+            terms[i] = gradient * (y[first + i] * reciprocal - (inside ? real : 0.0f));
+        }
+        total += sum_of(terms, count);
     }
+    return static_cast<float>(total);
 }
 
-MBQC_CLONES double scale_gradient(const float* w, const float* y, const float* g, float scale, int64_t n) {
-    const float reciprocal = 1 / scale;
-    return sum_of(n, [=](int64_t i) {
-        const float real = w[i] * reciprocal;
-        const float passed = (real >= STORED_LOW) & (real <= STORED_HIGH) ? real : 0.0f;
-        return static_cast<double>(g[i] * (y[i] * reciprocal - passed));
-    });
+// Each channel of g times its gain.
+MBQC_CLONES void scale_channel(const float* g, float gain, float* dx, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) dx[i] = g[i] * gain;
 }
 
 MBQC_CLONES void recover_codes(const float* y, float scale, float offset, float* codes, int64_t n) {
@@ -168,7 +182,7 @@ MBQC_EXPORT void mbqc_quantize_weights(const float* w, const float* scale, float
                                        MbqcLadder ladder) {
     using namespace mbqc;
     const int64_t n = shape.inputs * shape.positions;
-    std::vector<float> codes(static_cast<size_t>(n)), remainders(codes), keys(codes);
+    std::vector<float> codes(static_cast<size_t>(n)), remainders(codes), keys;
     for (int64_t c = 0; c < shape.channels; ++c) {
         round_weights(w + c * n, scale[c], codes.data(), remainders.data(), n);
         const double missing = std::nearbyint(sum(remainders.data(), n));
@@ -185,8 +199,7 @@ MBQC_EXPORT void mbqc_weight_gradients(const float* w, const float* scale, const
                                        float* dscale, int64_t channels, int64_t n) {
     using namespace mbqc;
     for (int64_t c = 0; c < channels; ++c) {
-        pass_gradients(w + c * n, g + c * n, dw + c * n, scale[c], n);
-        dscale[c] = static_cast<float>(scale_gradient(w + c * n, y + c * n, g + c * n, scale[c], n));
+        dscale[c] = weight_gradients(w + c * n, y + c * n, g + c * n, dw + c * n, scale[c], n);
     }
 }
 
@@ -217,6 +230,11 @@ MBQC_EXPORT void mbqc_correct_moments(const float* quantized, const float* w, co
         line(codes.data(), slope, shift, out + c * n, n);
         gain[c] = static_cast<float>(slope / scale[c]);
     }
+}
+
+// The gradient at what mbqc_correct_moments got.
+MBQC_EXPORT void mbqc_correction_gradients(const float* g, const float* gain, float* dx, int64_t channels, int64_t n) {
+    for (int64_t c = 0; c < channels; ++c) mbqc::scale_channel(g + c * n, gain[c], dx + c * n, n);
 }
 
 // Another one means another C interface.
