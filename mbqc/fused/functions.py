@@ -20,8 +20,8 @@ from mbqc.numerics import Ladder
 def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, rectify: bool = False) -> Tensor:
     """`x` on the unsigned grid of `bits`, `(clip(round(x / s) + z) - z) * s`, with LSQ's gradients.
 
-    Gradients (arXiv 1902.08153, equation 3): at `x`, the one at the result where `x / s + z` lies within the range, zero
-    outside; at `scale`, `round(x / s) - x / s` inside, the bound less z outside. None at `zero_point`.
+    Gradients (arXiv 1902.08153, equation 3): at `x`, the one at the result where `x / s + z` lies within the range,
+    zero outside; at `scale`, `round(x / s) - x / s` inside, the bound less z outside. None at `zero_point`.
 
     Args:
         x: of any shape.

@@ -131,7 +131,7 @@ def kernels_for(tensor: Tensor, *others: Tensor) -> Kernels | None:
     for each in (tensor, *others):
         if each.dtype != torch.float32 or each.device.type != "cpu" or not _is_dense(each):
             return None
-    return _kernels(Path(__file__).parent)
+    return library_in(Path(__file__).parent)
 
 
 def alike(gradient: Tensor, tensor: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _threads(count: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _kernels(folder: Path) -> Kernels | None:
+def library_in(folder: Path) -> Kernels | None:
     """The library in `folder`; None where it was not built.
 
     Raises:
