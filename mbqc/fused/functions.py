@@ -64,26 +64,32 @@ def correct_moments(
     return cast(Tensor, _CorrectMoments.apply(quantized, weight, scale, bits, ladder, both))  # type: ignore[no-untyped-call]
 
 
+# A convolution leaves no Python in the processor's caches: what is not looked up again in a backward saves time.
+
+
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, rectify: bool) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
         ctx.options = bits, rectify
-        if (kernels := kernels_for(x)) is not None:
-            return kernels.quantize_activations(x, scale.item(), zero_point.item(), bits, rectify)
+        ctx.kernels = kernels = kernels_for(x)
+        if kernels is not None:
+            ctx.save_for_backward(x)
+            ctx.grid = step, zero = scale.item(), zero_point.item()
+            return kernels.quantize_activations(x, step, zero, bits, rectify)
+        ctx.save_for_backward(x, scale, zero_point)
         x = x.relu() if rectify else x
         codes = numerics.quantize(x, scale, zero_point, *numerics.activation_range(bits))
         return (codes - zero_point) * scale
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point = ctx.saved_tensors
         bits, rectify = ctx.options
-        if (kernels := kernels_for(x)) is not None:
-            gradient = alike(gradient, x)
-            dx, total = kernels.activation_gradients(x, gradient, scale.item(), zero_point.item(), bits, rectify)
-            return dx, scale.new_full((), total), None, None, None
+        if ctx.kernels is not None:
+            (x,) = ctx.saved_tensors
+            dx, total = ctx.kernels.activation_gradients(x, alike(gradient, x), *ctx.grid, bits, rectify)
+            return dx, x.new_full((), total), None, None, None
+        x, scale, zero_point = ctx.saved_tensors
         low, high = numerics.activation_range(bits)
         used = x.relu() if rectify else x
         scaled = used * scale.reciprocal()
@@ -99,7 +105,8 @@ class _QuantizeActivation(torch.autograd.Function):
 class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) -> Tensor:
-        if (kernels := kernels_for(weight, scale)) is not None:
+        ctx.kernels = kernels = kernels_for(weight, scale)
+        if kernels is not None:
             quantized = kernels.quantize_weights(weight, scale, bits, ladder)
         else:
             stored = numerics.quantize_weight(weight, scale)
@@ -109,11 +116,11 @@ class _QuantizeWeight(torch.autograd.Function):
         return quantized
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, scale, quantized = ctx.saved_tensors
-        if (kernels := kernels_for(weight, scale)) is not None:
-            return *kernels.weight_gradients(weight, scale, quantized, alike(gradient, weight)), None, None
+        if ctx.kernels is not None:
+            return *ctx.kernels.weight_gradients(weight, scale, quantized, alike(gradient, weight)), None, None
         low, high = numerics.weight_range(numerics.STORED_BITS)
         reciprocal = _per_channel(scale.reciprocal(), weight)
         real = weight * reciprocal
@@ -145,7 +152,7 @@ class _CorrectMoments(torch.autograd.Function):
         return corrected
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gain,) = ctx.saved_tensors
         if (kernels := kernels_for(gradient, gain)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -129,9 +129,9 @@ class Kernels:
 def kernels_for(tensor: Tensor, *others: Tensor) -> Kernels | None:
     """The native operations where they can run on these tensors, None where torch has to."""
     for each in (tensor, *others):
-        if each.dtype != torch.float32 or each.device.type != "cpu" or not _is_dense(each):
+        if each.dtype != torch.float32 or not each.is_cpu or not _is_dense(each):
             return None
-    return library_in(Path(__file__).parent)
+    return _installed()
 
 
 def alike(gradient: Tensor, tensor: Tensor) -> Tensor:
@@ -152,9 +152,13 @@ def _threads(count: int) -> int:
     return torch.get_num_threads() if count >= THREADED else 1
 
 
-@lru_cache(maxsize=1)
+@cache
+def _installed() -> Kernels | None:
+    return library_in(Path(__file__).parent)
+
+
 def library_in(folder: Path) -> Kernels | None:
-    """The library in `folder`; None where it was not built.
+    """The operations of the library in `folder`; None where there is none.
 
     Raises:
         BackendError: it cannot be loaded or is another version's.

@@ -274,10 +274,10 @@ def test_torch_runs_what_native_code_cannot(tensor: Tensor) -> None:
 
 
 def test_without_the_library_torch_runs(tmp_path: Path) -> None:
-    assert native.library_in.__wrapped__(tmp_path) is None
+    assert native.library_in(tmp_path) is None
 
 
 def test_a_broken_library_is_an_error_and_no_reason_to_run_torch(tmp_path: Path) -> None:
     (tmp_path / "_native.so").write_bytes(b"nothing")
     with pytest.raises(BackendError, match="cannot be loaded"):
-        native.library_in.__wrapped__(tmp_path)
+        native.library_in(tmp_path)
