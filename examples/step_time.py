@@ -96,11 +96,15 @@ def pt2e_step(x: Tensor, labels: Tensor) -> Step:
 
 
 def brevitas_step(x: Tensor, labels: Tensor) -> Step:
-    """Its layers in place of torch's, 8-bit weights per channel and activations."""
+    """Its default quantization of a graph, past the first steps, in which it collects statistics."""
+    from brevitas.graph.calibrate import calibration_mode
     from brevitas.graph.quantize import preprocess_for_quantize, quantize
 
-    model = quantize(preprocess_for_quantize(network(), equalize_iters=0)).train()
+    model = quantize(preprocess_for_quantize(network(), equalize_iters=0, merge_bn=False))
     model = model.to(memory_format=torch.channels_last)
+    with torch.no_grad(), calibration_mode(model):
+        model(x)
+    model.train()
     return step_of(model, model, x, labels)
 
 
