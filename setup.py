@@ -1,7 +1,8 @@
-"""Package map and native library. The metadata stands in pyproject.toml.
+"""Package map and native libraries. The metadata stands in pyproject.toml.
 
 `passes/` and `backends/` install as `mbqc.passes` and `mbqc.backends`. The CPU kernels are plain C++ behind a C
-interface; they are optional: without a compiler the install succeeds and the `cpu` backend says what is missing.
+interface; they are optional: without a compiler the install succeeds, the `cpu` backend says what is missing, and
+training runs in torch alone.
 """
 
 from pathlib import Path
@@ -19,18 +20,21 @@ def packages() -> list[str]:
     return found
 
 
-kernels = Extension(
-    "mbqc.backends.cpu._native",
-    sources=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("backends/cpu/csrc/*.cpp")),
-    depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("backends/cpu/csrc/*.h")),
-    # contraction off: the epilogue is a multiplication and an addition with two roundings (the numerics contract)
-    extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"],
-    optional=True,
-)
+def library(package: str, folder: str) -> Extension:
+    """A native library from `folder`/csrc."""
+    return Extension(
+        f"{package}._native",
+        sources=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"{folder}/csrc/*.cpp")),
+        depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"{folder}/csrc/*.h")),
+        # contraction off: a multiplication and an addition round twice (the numerics contract)
+        extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"],
+        optional=True,
+    )
+
 
 setup(
     packages=packages(),
     package_dir=FOLDERS,
-    package_data={"mbqc": ["py.typed"], "mbqc.backends": ["cpu/csrc/*"]},
-    ext_modules=[kernels],
+    package_data={"mbqc": ["py.typed", "fused/csrc/*"], "mbqc.backends": ["cpu/csrc/*"]},
+    ext_modules=[library("mbqc.backends.cpu", "backends/cpu"), library("mbqc.fused", "mbqc/fused")],
 )

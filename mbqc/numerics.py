@@ -116,10 +116,14 @@ def code_values(codes: Tensor, bits: int, ladder: Ladder) -> Tensor:
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Population mean and standard deviation per output channel: `values` [C, ...] to two tensors [C]."""
-    flat = values.flatten(1)
+    """Population mean and standard deviation per output channel: `values` [C, ...] to two tensors [C].
+
+    Of float64 sums, rounded to the dtype of `values` at the end, so that the order of summation does not matter.
+    """
+    flat = values.flatten(1).to(torch.float64)
     mean = flat.mean(1)
-    return mean, (flat - mean[:, None]).square().mean(1).sqrt()
+    std = (flat - mean[:, None]).square().mean(1).sqrt()
+    return mean.to(values.dtype), std.to(values.dtype)
 
 
 @dataclass(frozen=True)

@@ -14,33 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mbqc import numerics
+from mbqc.fused import functions as fused
 from mbqc.numerics import Ladder
 from mbqc.widths import Widths
 
 QuantModule = TypeVar("QuantModule", "QuantConv1d", "QuantConv2d", "QuantLinear")
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward: `rounded`. Backward: the gradient where `real` lies in [low, high], zero outside."""
-
-    @staticmethod
-    def forward(ctx: Any, real: Tensor, rounded: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward((real >= low) & (real <= high))
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None, None
-
-
-def _straight_through(real: Tensor, rounded: Tensor, low: int, high: int) -> Tensor:
-    return cast(Tensor, _StraightThrough.apply(real, rounded.detach(), low, high))  # type: ignore[no-untyped-call]
-
-
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """[C] as [C, 1, ...] to broadcast against a weight."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 class WeightQuantizer(nn.Module):
@@ -64,13 +42,7 @@ class WeightQuantizer(nn.Module):
         """`weight` [channels, ...] on the grid of the layer's width."""
         if widths.is_float:
             return weight
-        scale = _per_channel(self.scale, weight)
-        low, high = numerics.weight_range(numerics.STORED_BITS)
-        bits = widths.by_layer[self.layer]
-        with torch.no_grad():
-            stored = numerics.quantize_weight(weight, self.scale)
-            values = numerics.code_values(numerics.narrow(stored, bits, self.ladder), bits, self.ladder)
-        return _straight_through(weight * scale.reciprocal(), values, low, high) * scale
+        return fused.quantize_weight(weight, self.scale, widths.by_layer[self.layer], self.ladder)
 
     def codes(self, weight: Tensor) -> Tensor:
         """The stored codes, int8, in the shape of `weight`."""
@@ -95,19 +67,9 @@ class MomentCorrection(nn.Module):
 
     def forward(self, quantized: Tensor, weight: Tensor, scale: Tensor, widths: Widths) -> Tensor:
         """`quantized` with the moments of `weight`; both [channels, ...], `scale` of the quantizer [channels]."""
-        if widths.is_float or widths.by_layer[self.layer] == numerics.STORED_BITS:
+        if widths.is_float or (bits := widths.by_layer[self.layer]) == numerics.STORED_BITS:
             return quantized
-        with torch.no_grad():
-            mean, std = numerics.moments(weight)
-            constant = numerics.ladder_offset(widths.by_layer[self.layer], self.ladder)
-            last = quantized.movedim(1, -1)  # the order of stored codes
-            codes = torch.round(last / _per_channel(scale, last) - constant).flatten(1)
-            found = numerics.correct_moments(codes, scale, mean, std if self.moments == "both" else None)
-            codes = found.shift.apply(codes) if found.shift is not None else codes
-            target = (found.slope[:, None] * codes + found.offset[:, None]).to(quantized.dtype)
-            gain = _per_channel((found.slope / scale).to(quantized.dtype), quantized)
-            fixed = target.reshape(last.shape).movedim(-1, 1) - quantized * gain
-        return quantized * gain + fixed
+        return fused.correct_moments(quantized, weight, scale, bits, self.ladder, both=self.moments == "both")
 
 
 class ActivationQuantizer(nn.Module):
@@ -130,16 +92,18 @@ class ActivationQuantizer(nn.Module):
         self.scale = nn.Parameter(torch.ones(len(bits), dtype=torch.float32))
         self.register_buffer("zero_point", torch.zeros(len(bits), dtype=torch.float32))
 
-    def forward(self, x: Tensor, widths: Widths) -> Tensor:
-        """`x` on the grid of its width."""
+    def forward(self, x: Tensor, widths: Widths, rectify: bool = False) -> Tensor:
+        """`x`, or `relu(x)` where `rectify` (`fused.graph`), on the grid of its width."""
         if widths.is_float:
-            return x
+            return x.relu() if rectify else x
         bits = widths.governing(self.layers)
-        interpolated_scale, zero = self.grids()[bits]
-        scale = self.scale[self.bits.index(bits)] if bits in self.bits else x.new_tensor(interpolated_scale)
-        low, high = numerics.activation_range(bits)
-        codes = numerics.quantize(x, scale, zero, low, high)
-        return (_straight_through(x * scale.reciprocal() + zero, codes, low, high) - zero) * scale
+        if bits in self.bits:
+            index = self.bits.index(bits)
+            scale = self.scale[index]
+            zero = self.zero_point[index].round().clamp(*numerics.activation_range(bits))
+        else:
+            scale, zero = map(self.scale.new_tensor, self.grids()[bits])
+        return fused.quantize_activation(x, scale, zero, bits, rectify=rectify)
 
     def grids(self) -> dict[int, tuple[float, int]]:
         """Scale and zero-point of every width from 1 to 8."""

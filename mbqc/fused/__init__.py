@@ -1,0 +1,5 @@
+"""Fake-quantization and moment correction for training, forward and backward, each as one operation.
+
+Dense float32 tensors on the CPU run in native code, everything else in torch; `functions` has both. The numbers are
+those of `mbqc.numerics` either way.
+"""

@@ -1,0 +1,165 @@
+"""Fake-quantization and moment correction as autograd functions.
+
+The torch branch of each is its definition; `native.kernels_for` decides which one runs. Forward values are equal bit
+for bit, but for the sign of a zero; sums of gradients to rounding, since native code adds up in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mbqc import numerics
+from mbqc.fused.native import alike, kernels_for
+from mbqc.numerics import Ladder
+
+
+def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, rectify: bool = False) -> Tensor:
+    """`x` on the unsigned grid of `bits`, `(clip(round(x / s) + z) - z) * s`, with LSQ's gradients.
+
+    Gradients (arXiv 1902.08153, equation 3): at `x`, the one at the result where `x / s + z` lies within the range,
+    zero outside; at `scale`, `round(x / s) - x / s` inside, the bound less z outside. None at `zero_point`.
+
+    Args:
+        x: of any shape.
+        scale, zero_point: scalars.
+        bits: 1 to 8.
+        rectify: quantize `relu(x)`; no gradient passes at `x` where that is zero.
+    """
+    return cast(Tensor, _QuantizeActivation.apply(x, scale, zero_point, bits, rectify))  # type: ignore[no-untyped-call]
+
+
+def quantize_weight(weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) -> Tensor:
+    """What the codes of `weight` at `bits` stand for (Double Rounding, arXiv 2502.01199, section 3).
+
+    Gradients: at `weight`, the one at the result where `weight / s` lies within the stored range, zero outside; at
+    `scale`, `value - weight / s` inside, the value outside, where value is in units of the scale.
+
+    Args:
+        weight: [channels, ...].
+        scale: of a stored code [channels].
+        bits: 1 to 8.
+    """
+    return cast(Tensor, _QuantizeWeight.apply(weight, scale, bits, ladder))  # type: ignore[no-untyped-call]
+
+
+def correct_moments(
+    quantized: Tensor, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder, *, both: bool
+) -> Tensor:
+    """`numerics.correct_moments` of the codes in `quantized`, applied.
+
+    Gradient: the statistics are detached, so at `quantized` it is the gain of each channel times the one at the result;
+    none at `weight` and `scale`.
+
+    Args:
+        quantized: from `quantize_weight` [channels, ...].
+        weight: the float weights that have the moments.
+        scale: of a stored code [channels].
+        bits: 1 to 7.
+        both: mean and spread, not the mean alone.
+    """
+    return cast(Tensor, _CorrectMoments.apply(quantized, weight, scale, bits, ladder, both))  # type: ignore[no-untyped-call]
+
+
+# A convolution leaves no Python in the processor's caches: what is not looked up again in a backward saves time.
+
+
+class _QuantizeActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, rectify: bool) -> Tensor:
+        ctx.options = bits, rectify
+        ctx.kernels = kernels = kernels_for(x)
+        if kernels is not None:
+            ctx.save_for_backward(x)
+            ctx.grid = step, zero = scale.item(), zero_point.item()
+            return kernels.quantize_activations(x, step, zero, bits, rectify)
+        ctx.save_for_backward(x, scale, zero_point)
+        x = x.relu() if rectify else x
+        codes = numerics.quantize(x, scale, zero_point, *numerics.activation_range(bits))
+        return (codes - zero_point) * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        bits, rectify = ctx.options
+        if ctx.kernels is not None:
+            (x,) = ctx.saved_tensors
+            dx, total = ctx.kernels.activation_gradients(x, alike(gradient, x), *ctx.grid, bits, rectify)
+            return dx, x.new_full((), total), None, None, None
+        x, scale, zero_point = ctx.saved_tensors
+        low, high = numerics.activation_range(bits)
+        used = x.relu() if rectify else x
+        scaled = used * scale.reciprocal()
+        real = scaled + zero_point
+        inside = (real >= low) & (real <= high)
+        codes = numerics.quantize(used, scale, zero_point, low, high)
+        by_scale = gradient * (codes - zero_point - torch.where(inside, scaled, 0.0))
+        at_scale = by_scale.sum(dtype=torch.float64).to(scale.dtype)
+        passes = inside & (x > 0) if rectify else inside
+        return torch.where(passes, gradient, 0.0), at_scale, None, None, None
+
+
+class _QuantizeWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) -> Tensor:
+        ctx.kernels = kernels = kernels_for(weight, scale)
+        if kernels is not None:
+            quantized = kernels.quantize_weights(weight, scale, bits, ladder)
+        else:
+            stored = numerics.quantize_weight(weight, scale)
+            values = numerics.code_values(numerics.narrow(stored, bits, ladder), bits, ladder)
+            quantized = values * _per_channel(scale, weight)
+        ctx.save_for_backward(weight, scale, quantized)
+        return quantized
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, scale, quantized = ctx.saved_tensors
+        if ctx.kernels is not None:
+            return *ctx.kernels.weight_gradients(weight, scale, quantized, alike(gradient, weight)), None, None
+        low, high = numerics.weight_range(numerics.STORED_BITS)
+        reciprocal = _per_channel(scale.reciprocal(), weight)
+        real = weight * reciprocal
+        inside = (real >= low) & (real <= high)
+        by_scale = gradient * (quantized * reciprocal - torch.where(inside, real, 0.0))
+        at_scale = by_scale.flatten(1).sum(1, dtype=torch.float64).to(scale.dtype)
+        return torch.where(inside, gradient, 0.0), at_scale, None, None
+
+
+class _CorrectMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, quantized: Tensor, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder, both: bool
+    ) -> Tensor:
+        offset = numerics.ladder_offset(bits, ladder)
+        kernels = kernels_for(quantized, weight, scale) if quantized.stride() == weight.stride() else None
+        if kernels is not None:
+            corrected, gain = kernels.correct_moments(quantized, weight, scale, offset, both)
+        else:
+            mean, std = numerics.moments(weight)
+            last = quantized.movedim(1, -1)  # the order of stored codes
+            codes = torch.round(last / _per_channel(scale, last) - offset).flatten(1)
+            found = numerics.correct_moments(codes, scale, mean, std if both else None)
+            codes = found.shift.apply(codes) if found.shift is not None else codes
+            values = (found.slope[:, None] * codes + found.offset[:, None]).to(quantized.dtype)
+            corrected = values.reshape(last.shape).movedim(-1, 1)
+            gain = (found.slope / scale).to(quantized.dtype)
+        ctx.save_for_backward(gain)
+        return corrected
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (gain,) = ctx.saved_tensors
+        if (kernels := kernels_for(gradient, gain)) is not None:
+            return kernels.correction_gradients(gradient, gain), None, None, None, None, None
+        return gradient * _per_channel(gain, gradient), None, None, None, None, None
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """[C] as [C, 1, ...] to broadcast against a weight."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
