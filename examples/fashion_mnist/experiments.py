@@ -196,6 +196,7 @@ def serving(name: str, epochs: int, *more: Row) -> Table:
             apart("seven separate trainings", epochs),
             one("one run, 8, 4, 2 bits", passes(epochs=epochs)),
             one("one run, 20 % of the data", coreset(epochs, coreset="random", selection="fresh")),
+            one("one run, 20 % of the data, no warm-up", coreset(epochs, 0, coreset="random", selection="fresh")),
             one(f"one run, full data, as many steps ({equal} epochs)", passes(epochs=equal)),
             *more,
         ),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from mbqc.errors import DataError, PassError
+from mbqc.fused.graph import fuse_rectifiers
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.distill import divergence
 from mbqc.passes.train.diverged import first_not_finite
@@ -53,6 +54,7 @@ class Stepper:
         self._teacher = copy.deepcopy(graph).eval() if options.distill == "float" else None
         self.weights = WeightOptimizer(graph, options.weight_decay)
         self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
+        self._model = fuse_rectifiers(graph)
         self._layers = quantized_layers(graph)
         self._draws = draws_of(graph, options.switch, bits) if options.switch != "none" else {}
         self._dtype = next(graph.parameters()).dtype
@@ -110,7 +112,7 @@ class Stepper:
         inputs = prepared(batch.inputs, self._dtype)
         try:
             with self._ranks.synchronised():
-                output = self._graph(*inputs, widths)
+                output = self._model(*inputs, widths)
         except ValueError as error:
             if inputs[0].shape[0] > 1:
                 raise

@@ -123,8 +123,9 @@ class Train(Pass):
                 f"bits={self.bits} must be different widths from 1 to 8",
             ),
             (
-                self.coreset != "none" and not 1 <= self.coreset_warmup < self.epochs,
-                f"coreset_warmup={self.coreset_warmup} must be at least 1 and less than epochs={self.epochs}",
+                self.coreset != "none" and not int(self.selection != "fresh") <= self.coreset_warmup < self.epochs,
+                f"coreset_warmup={self.coreset_warmup} must be at least 1 and less than epochs={self.epochs}; "
+                "selection=fresh can do with 0",
             ),
             (self.widths == "sandwich" and len(self.bits) == 1, "a sandwich needs at least 2 widths"),
             (self.alrs != "off" and self.step == "accumulate", "alrs has a rate for each width: it needs step=each"),
