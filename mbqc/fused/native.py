@@ -18,9 +18,6 @@ from mbqc.numerics import Ladder
 VERSION = 1
 """Of the C interface, csrc/weights.cpp."""
 
-THREADED = 1 << 18
-"""From so many elements on, threads pay: starting one takes about as long as 2^16 elements."""
-
 
 class Shape(ctypes.Structure):
     """MbqcShape in csrc/weights.cpp."""
@@ -44,9 +41,7 @@ class Kernels:
         """`x`, or its positive part where `rectify`, on the grid of `bits`."""
         y = torch.empty_like(x)
         low, high = numerics.activation_range(bits)
-        self.library.mbqc_quantize_activations(
-            x.data_ptr(), y.data_ptr(), x.numel(), scale, zero, low, high, rectify, _threads(x.numel())
-        )
+        self.library.mbqc_quantize_activations(x.data_ptr(), y.data_ptr(), x.numel(), scale, zero, low, high, rectify)
         return y
 
     def activation_gradients(
@@ -65,7 +60,6 @@ class Kernels:
             low,
             high,
             rectify,
-            _threads(x.numel()),
         )
         return dx, at_scale
 
@@ -148,10 +142,6 @@ def _shape(weight: Tensor) -> Shape:
     return Shape(channels, inputs, weight.shape[2:].numel(), not weight.is_contiguous())
 
 
-def _threads(count: int) -> int:
-    return torch.get_num_threads() if count >= THREADED else 1
-
-
 @cache
 def _installed() -> Kernels | None:
     return library_in(Path(__file__).parent)
@@ -177,9 +167,9 @@ def library_in(folder: Path) -> Kernels | None:
         message = "the training kernels were built from another version"
         raise BackendError(message, where=str(path), hint="reinstall mbqc")
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.mbqc_quantize_activations.argtypes = [pointer] * 2 + [whole] + [real] * 4 + [whole] * 2
+    library.mbqc_quantize_activations.argtypes = [pointer] * 2 + [whole] + [real] * 4 + [whole]
     library.mbqc_quantize_activations.restype = None
-    library.mbqc_activation_gradients.argtypes = [pointer] * 3 + [whole] + [real] * 4 + [whole] * 2
+    library.mbqc_activation_gradients.argtypes = [pointer] * 3 + [whole] + [real] * 4 + [whole]
     library.mbqc_activation_gradients.restype = ctypes.c_double
     library.mbqc_quantize_weights.argtypes = [pointer] * 3 + [Shape, LadderValues]
     library.mbqc_quantize_weights.restype = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -113,22 +112,6 @@ def test_rectifying_is_a_relu_before(bits: int) -> None:
     (found, gradients), (expected, defined) = (run(each, (x, scale), torch_alone=False) for each in (fused, apart))
     assert torch.equal(found, expected)
     assert all(torch.equal(a, b) for a, b in zip(gradients, defined, strict=True))
-
-
-@built
-def test_threads_change_no_bit() -> None:
-    x, scale, zero = normal(2 * native.THREADED + 12345), torch.tensor(0.1), torch.tensor(3.0)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            quantize = partial(functions.quantize_activation, zero_point=zero, bits=4)
-            output, gradients = run(quantize, (x, scale), torch_alone=False)
-            results.append([output, *gradients])
-    finally:
-        torch.set_num_threads(threads)
-    for one, three in zip(*results, strict=True):
-        assert torch.equal(one, three)
 
 
 @built
