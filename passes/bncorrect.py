@@ -29,6 +29,7 @@ class BnCorrect(Pass):
             calibration data (same speed when deployed; the artifact grows by 56 bytes a channel).
         affine: of BatchNorms with statistics for each width: `shared`, or one for each `width`, which training tells
             apart. `moments=none,statistics=width,affine=width` is switchable BatchNorm.
+        gradient: in training, of the corrected weights: with the moments `detached`, or `through` them.
 
     Source: EMQNet, arXiv 2510.20673; the exact form is `mbqc.numerics.correct_moments`.
     """
@@ -36,6 +37,7 @@ class BnCorrect(Pass):
     moments: Literal["none", "mean", "both"] = "both"
     statistics: Literal["shared", "width"] = "shared"
     affine: Literal["shared", "width"] = "shared"
+    gradient: Literal["detached", "through"] = "detached"
 
     name: ClassVar[str] = "bncorrect"
     requires: ClassVar[tuple[Property, ...]] = (QUANTIZED,)
@@ -46,6 +48,8 @@ class BnCorrect(Pass):
             raise PipelineError("moments=none with statistics=shared corrects nothing: leave the pass out")
         if self.affine == "width" and self.statistics == "shared":
             raise PipelineError("affine=width needs statistics=width: one BatchNorm cannot serve both ways")
+        if self.gradient == "through" and self.moments == "none":
+            raise PipelineError("gradient=through goes through the moments, but moments=none")
 
     def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
         """The corrected graph.
@@ -56,7 +60,7 @@ class BnCorrect(Pass):
         if self.statistics == "width":
             self._split_norms(graph, context)
         if self.moments != "none":
-            _insert_corrections(graph, self.moments)
+            _insert_corrections(graph, self.moments, self.gradient)
         if self.statistics == "width":
             layers = quantized_layers(graph)
             every_width = [resolve(bits, layers) for bits in ALL_BITS]
@@ -72,7 +76,7 @@ class BnCorrect(Pass):
             context.report.add(self.name, "warning", norm, message)
 
 
-def _insert_corrections(graph: fx.GraphModule, moments: str) -> None:
+def _insert_corrections(graph: fx.GraphModule, moments: str, gradient: str) -> None:
     widths = widths_node(graph)
     corrected: dict[fx.Node, fx.Node] = {}
     for layer in layer_nodes(graph):
@@ -81,7 +85,8 @@ def _insert_corrections(graph: fx.GraphModule, moments: str) -> None:
         if quantized not in corrected:
             name = str(quantized.target).removesuffix("_weight_quantizer") + "_weight_correction"
             quantizer = weight_quantizer_of(layer)[0]
-            graph.add_submodule(name, MomentCorrection(str(layer.target), moments, quantizer.ladder).eval())
+            module = MomentCorrection(str(layer.target), moments, quantizer.ladder, gradient)
+            graph.add_submodule(name, module.eval())
             with graph.graph.inserting_after(quantized):
                 scale = graph.graph.get_attr(f"{quantized.target}.scale")
             scale.meta["type"] = TensorType(torch.float32, (quantizer.channels,))

@@ -47,12 +47,12 @@ def quantize_weight(weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) ->
 
 
 def correct_moments(
-    quantized: Tensor, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder, *, both: bool
+    quantized: Tensor, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder, *, both: bool, through: bool = False
 ) -> Tensor:
     """`numerics.correct_moments` of the codes in `quantized`, applied.
 
-    Gradient: the statistics are detached, so at `quantized` it is the gain of each channel times the one at the result;
-    none at `weight` and `scale`.
+    Gradient: at `quantized` it is the gain of each channel times the one at the result; none at `weight` and `scale`.
+    With `through` it is that of `gain * (quantized - mean) + mean of weight`, means and (with `both`) spreads included.
 
     Args:
         quantized: from `quantize_weight` [channels, ...].
@@ -61,7 +61,8 @@ def correct_moments(
         bits: 1 to 7.
         both: mean and spread, not the mean alone.
     """
-    return cast(Tensor, _CorrectMoments.apply(quantized, weight, scale, bits, ladder, both))  # type: ignore[no-untyped-call]
+    corrected = cast(Tensor, _CorrectMoments.apply(quantized, weight, scale, bits, ladder, both))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _ThroughMoments.apply(corrected, quantized, weight, both)) if through else corrected  # type: ignore[no-untyped-call]
 
 
 # A convolution leaves no Python in the processor's caches: what is not looked up again in a backward saves time.
@@ -158,6 +159,43 @@ class _CorrectMoments(torch.autograd.Function):
         if (kernels := kernels_for(gradient, gain)) is not None:
             return kernels.correction_gradients(gradient, gain), None, None, None, None, None
         return gradient * _per_channel(gain, gradient), None, None, None, None, None
+
+
+class _ThroughMoments(torch.autograd.Function):
+    """`corrected`, whose backward adds what reaches `quantized` and `weight` through mean and spread.
+
+    With g the gradient, u and v the standardized `quantized` and `weight`, all means over a channel: at `quantized`
+    `-gain (mean(g) + u mean(g u))`, at `weight` `mean(g) + v mean(g u)`; the terms with u and v only for spreads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, corrected: Tensor, quantized: Tensor, weight: Tensor, both: bool) -> Tensor:
+        ctx.both = both
+        ctx.save_for_backward(quantized, weight)
+        return corrected.view_as(corrected)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        quantized, weight = ctx.saved_tensors
+        mean = gradient.flatten(1).mean(1, keepdim=True)
+        if not ctx.both:
+            level = mean.expand_as(gradient.flatten(1)).reshape(gradient.shape)
+            return gradient, -level, level, None
+        u, spread = _standardized(quantized)
+        v, exact = _standardized(weight)
+        along = (gradient.flatten(1) * u).mean(1, keepdim=True)
+        gain = torch.where(spread > 0, exact / spread, 1.0)
+        at_quantized, at_weight = -gain * (mean + u * along), mean + v * along
+        return gradient, at_quantized.reshape(gradient.shape), at_weight.reshape(gradient.shape), None
+
+
+def _standardized(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean 0 and spread 1 in each channel [C, n], zeros where it is constant; and the spread [C, 1]."""
+    flat = values.flatten(1)
+    mean, spread = (part[:, None] for part in numerics.moments(values))
+    spread = torch.where(flat.amin(1, keepdim=True) < flat.amax(1, keepdim=True), spread, 0.0)  # not rounding alone
+    return torch.where(spread > 0, (flat - mean) / spread, 0.0), spread
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mbqc import numerics
 from mbqc.errors import BackendError
 from mbqc.numerics import Ladder
 
-VERSION = 1
+VERSION = 2
 """Of the C interface, csrc/weights.cpp."""
 
 

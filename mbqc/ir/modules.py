@@ -52,24 +52,26 @@ class WeightQuantizer(nn.Module):
 class MomentCorrection(nn.Module):
     """Gives each channel of a quantized weight the mean, or mean and spread, of the float one (EMQNet).
 
-    `numerics.correct_moments` of the weight's codes, statistics detached: what gradients see of it is the gain. The
-    stored width needs none: `numerics.quantize_weight` keeps the mean, and the spread is that of the weights already.
+    `numerics.correct_moments` of the weight's codes. The stored width needs none: `numerics.quantize_weight` keeps the
+    mean, and the spread is that of the weights already.
 
     Args:
         layer: whose width applies.
         moments: `mean` or `both`.
         ladder: of the quantizer.
+        gradient: `detached`, what gradients see is the gain alone; or `through` the statistics.
     """
 
-    def __init__(self, layer: str, moments: str, ladder: Ladder) -> None:
+    def __init__(self, layer: str, moments: str, ladder: Ladder, gradient: str = "detached") -> None:
         super().__init__()
-        self.layer, self.moments, self.ladder = layer, moments, ladder
+        self.layer, self.moments, self.ladder, self.gradient = layer, moments, ladder, gradient
 
     def forward(self, quantized: Tensor, weight: Tensor, scale: Tensor, widths: Widths) -> Tensor:
         """`quantized` with the moments of `weight`; both [channels, ...], `scale` of the quantizer [channels]."""
         if widths.is_float or (bits := widths.by_layer[self.layer]) == numerics.STORED_BITS:
             return quantized
-        return fused.correct_moments(quantized, weight, scale, bits, self.ladder, both=self.moments == "both")
+        both, through = self.moments == "both", self.gradient == "through"
+        return fused.correct_moments(quantized, weight, scale, bits, self.ladder, both=both, through=through)
 
 
 class ActivationQuantizer(nn.Module):

@@ -248,6 +248,26 @@ def test_correction_gradients_are_the_gain_alone(inputs: int) -> None:
     assert scale.grad is None
 
 
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("inputs", [40, 300])
+def test_gradients_through_the_moments_are_those_of_the_formula(inputs: int, both: bool) -> None:
+    """`std / std_q (q - mean_q) + mean`, or the means alone, by autograd in float64; a constant channel has gain 1."""
+    weight, scale = normal(4, inputs).double(), torch.full((4,), 0.02, dtype=torch.float64)
+    weight[3] = 0.5
+    quantized = functions.quantize_weight(weight, scale, 3, "round").detach()
+    upstream = normal(4, inputs, seed=1).double()
+    ours = [quantized.clone().requires_grad_(), weight.clone().requires_grad_()]
+    functions.correct_moments(*ours, scale, 3, "round", both=both, through=True).backward(upstream)
+    q, w = quantized.clone().requires_grad_(), weight.clone().requires_grad_()
+    gain = (w[:3].std(1, correction=0) / q[:3].std(1, correction=0))[:, None] if both else torch.ones(3, 1)
+    (gain * (q[:3] - q[:3].mean(1, keepdim=True)) + w[:3].mean(1, keepdim=True)).backward(upstream[:3])
+    torch.testing.assert_close(ours[0].grad[:3], q.grad[:3], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours[1].grad[:3], w.grad[:3], rtol=1e-9, atol=1e-12)
+    level = upstream[3].mean()
+    torch.testing.assert_close(ours[0].grad[3], upstream[3] - level)
+    torch.testing.assert_close(ours[1].grad[3], level.expand(inputs))
+
+
 # Which one runs
 
 
