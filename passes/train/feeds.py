@@ -62,6 +62,9 @@ class Feeds:
         if self.samples is None:
             self._all_batches = self._count_batches()
             return
+        counts = ranks.gather(torch.tensor([len(self.samples)])).tolist()
+        if len(set(counts)) > 1:
+            raise DataError(f"ranks have {counts} samples", where=WHAT, hint="give all samples to each rank")
         self.batch = min(self.samples.batch or batch, len(self.samples))
         if self.batch % ranks.world:
             raise DataError(f"{ranks.world} ranks cannot share a batch of {self.batch}", hint="train{batch=...}")
