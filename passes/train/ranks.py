@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from mbqc.errors import PassError, UsageError
 from mbqc.passes.train.synchronised import SynchronisedBatchNorm
@@ -132,12 +133,12 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Ran
     rank, device = _number("RANK"), _own(device)
     if not 0 <= rank < world:
         raise UsageError(f"RANK={rank} is not one of {world} processes", hint="start with torchrun")
-    if not os.environ.get("MASTER_ADDR") or not _number("MASTER_PORT"):
+    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
         raise UsageError("MASTER_ADDR and MASTER_PORT say where the processes meet", hint="start with torchrun")
     with _lost_ranks_explained(rank, world):
-        store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+        store, _, _ = next(rendezvous("env://", timeout=patience))
         # torchrun's store outlives a group, and a second one in this process must not read what the first has left
-        meeting = dist.PrefixStore(f"mbqc {store.add(f'mbqc rank {rank}', 1)}", store)
+        meeting = PrefixStore(f"mbqc {store.add(f'mbqc rank {rank}', 1)}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=patience)
         try:
