@@ -8,8 +8,6 @@ import os
 import signal
 import socket
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -204,20 +202,6 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-MODEL = """
-from tests.passes.train.small import context, network as model, stripes
-
-def example_inputs():
-    return context().example_inputs
-
-def train_data():
-    return stripes()
-
-def eval_data():
-    return [stripes(48, seed=1)]
-"""
-
-
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference of two numbers."""
     assert one.keys() == other.keys()
@@ -317,19 +301,3 @@ def test_a_killed_rank_ends_the_others_with_one_clear_error(folder: Path) -> Non
     assert max(path.name for path in (folder / "killed").glob("step-*")) == "step-00000008.safetensors"
     _, result = trained("epochs=2,checkpoint=2", context(folder=folder / "killed", resume=True))
     assert result.epochs[-1].steps == 36
-
-
-def test_of_the_processes_of_torchrun_one_writes_and_speaks(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(MODEL)
-    passes = "quant,bncorrect,train{epochs=2,batch=16}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mbqc"]
-    variables = {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "compile", "model.py", "--passes", passes],
-        cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("model.mbqc: normalize,quant,bncorrect,train") == 1
-    assert done.stdout.count("2 epochs, 36 steps") == 1
-    assert (tmp_path / "model.mbqc").stat().st_size > 0
-    assert (tmp_path / "model.training" / "history.json").stat().st_size > 0
