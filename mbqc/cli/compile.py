@@ -106,7 +106,7 @@ def compile_(
         context = _training_context(context, user, training or path.with_suffix(".training"), resume)
     elif training is not None or resume:
         raise UsageError("--training and --resume are for pipelines with train", where=f"--passes {passes}")
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
     if not first:
         context = replace(context, progress=silent)
     made = compile_model(user.model(), pipeline, context, dump if first else None)

@@ -62,6 +62,9 @@ class Feeds:
         if self.samples is None:
             self._all_batches = self._count_batches()
             return
+        counts = ranks.gather(torch.tensor([len(self.samples)])).tolist()
+        if len(set(counts)) > 1:
+            raise DataError(f"ranks have {counts} samples", where=WHAT, hint="give all samples to each rank")
         self.batch = min(self.samples.batch or batch, len(self.samples))
         if self.batch % ranks.world:
             raise DataError(f"{ranks.world} ranks cannot share a batch of {self.batch}", hint="train{batch=...}")
@@ -109,15 +112,14 @@ class Feeds:
     def read(self, indices: Tensor) -> Iterator[Fed]:
         """One sweep over this rank's part of some samples, int64 [n], in order."""
         assert self.samples is not None, "indices are of samples"
-        mine = indices[self._ranks.rank :: self._ranks.world].tolist()
-        yield from self._fed(self.samples, [mine[at : at + self.batch] for at in range(0, len(mine), self.batch)])
+        yield from self._in_order(self.samples, indices[self._ranks.rank :: self._ranks.world])
 
     def inputs(self, most: int) -> Iterator[Batch]:
-        """Inputs of the first batches, at most `most`, of this rank's part."""
+        """Inputs of the first batches, at most `most`, the same on all ranks."""
         if self.samples is None:
             batches = (inputs for inputs, _ in self._context.labelled_batches())
         else:
-            batches = (fed.inputs for fed in self.read(torch.arange(len(self.samples))))
+            batches = (fed.inputs for fed in self._in_order(self.samples, torch.arange(len(self.samples))))
         yield from itertools.islice(batches, most)
 
     def replay(self, epochs: int) -> None:
@@ -133,6 +135,10 @@ class Feeds:
         order, size = list(sampler), self.batch // self._ranks.world
         whole = len(order) // size * size
         yield from self._fed(self.samples, [order[at : at + size] for at in range(0, whole, size)])
+
+    def _in_order(self, samples: Samples, indices: Tensor) -> Iterator[Fed]:
+        order = indices.tolist()
+        return self._fed(samples, [order[at : at + self.batch] for at in range(0, len(order), self.batch)])
 
     def _fed(self, samples: Samples, order: Sequence[Sequence[int]]) -> Iterator[Fed]:
         if not order:

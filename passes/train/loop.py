@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class Stepper:
         self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
         self._model = fuse_rectifiers(graph)
         self._layers = quantized_layers(graph)
-        self._draws = draws_of(graph, options.switch, bits) if options.switch != "none" else {}
+        self._draws = ranks.of_first(draws_of(graph, options.switch, bits)) if options.switch != "none" else {}
         self._dtype = next(graph.parameters()).dtype
 
     def rate(self, done: int) -> float:
@@ -108,7 +109,7 @@ class Stepper:
     def _backward(
         self, bits: int, batch: Fed, widths: Widths, highest: Tensor | None, share: float
     ) -> tuple[Tensor, float]:
-        """Output (detached) and loss, whose gradient times `share` is added to what the parameters have."""
+        """Output (detached) and the loss of all ranks; the own one's gradient times `share` is added to parameters'."""
         inputs = prepared(batch.inputs, self._dtype)
         try:
             with self._ranks.synchronised():
@@ -126,9 +127,11 @@ class Stepper:
                 teacher = self._teacher(*inputs, FLOAT)
         if teacher is not None:
             loss = 0.5 * (loss + divergence(output, teacher))
-        value = float(loss.detach())
-        if not torch.isfinite(loss.detach()):
-            raise self._diverged(f"the loss is {value}", bits, batch, widths)
+        own = float(loss.detach())
+        value = self._ranks.mean(own)
+        if not math.isfinite(value):  # all ranks end here together
+            where = f"the loss is {own}" if not math.isfinite(own) else "the loss of another rank is not finite"
+            raise self._diverged(where, bits, batch, widths)
         torch.autograd.backward(loss * share)
         return output.detach() if isinstance(output, Tensor) else output, value
 

@@ -7,16 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from mbqc.errors import PassError, UsageError
 from mbqc.passes.train.synchronised import SynchronisedBatchNorm
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for another that is alive; a killed one is seen at once."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,17 @@ class Ranks:
             dist.all_reduce(total)
         return total
 
+    def mean(self, value: float) -> float:
+        """The mean over all ranks: of losses; NaN or infinite where one is."""
+        return float(self.sum(torch.tensor(value, dtype=torch.float64, device=self.device))) / self.world
+
+    def of_first(self, value: Value) -> Value:
+        """What rank 0 gave as `value`, on all ranks; anything that can be pickled."""
+        values = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def gather(self, values: Tensor) -> Tensor:
         """`values` (same shape on all ranks) of all ranks, one behind the other in dimension 0."""
         if self.world == 1:
@@ -96,6 +111,8 @@ class Ranks:
 def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Ranks]:
     """The ranks of `torchrun`'s environment within the block, or this process alone where there is none.
 
+    A process group that is there already is used and left as it is.
+
     Args:
         device: `cpu`, or `cuda` for the GPU of this process's number on its machine.
         patience: how long a rank waits for one that is alive but does not answer.
@@ -104,25 +121,41 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Ran
         UsageError: the environment is incomplete, or the machine has fewer GPUs than processes.
         PassError: another rank was lost, before or within the block.
     """
+    if dist.is_initialized():
+        rank, world = dist.get_rank(), dist.get_world_size()
+        with _lost_ranks_explained(rank, world):
+            yield Ranks(rank, world, _own(device))
+        return
     world = _number("WORLD_SIZE", 1)
     if world == 1:
         yield Ranks(device=device)
         return
-    rank, local = _number("RANK"), _number("LOCAL_RANK")
+    rank, device = _number("RANK"), _own(device)
     if not 0 <= rank < world:
         raise UsageError(f"RANK={rank} is not one of {world} processes", hint="start with torchrun")
-    if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise UsageError(f"process {local} of this machine finds {found} GPUs", hint="one process for each GPU")
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+        raise UsageError("MASTER_ADDR and MASTER_PORT say where the processes meet", hint="start with torchrun")
     with _lost_ranks_explained(rank, world):
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        store, _, _ = next(rendezvous("env://", timeout=patience))
+        # torchrun's store outlives a group, and a second one in this process must not read what the first has left
+        meeting = PrefixStore(f"mbqc {store.add(f'mbqc rank {rank}', 1)}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=patience)
         try:
             yield Ranks(rank, world, device)
         finally:
             dist.destroy_process_group()
+
+
+def _own(device: torch.device) -> torch.device:
+    """The GPU of this process where GPUs are wanted."""
+    if device.type != "cuda":
+        return device
+    local, found = _number("LOCAL_RANK"), torch.cuda.device_count()
+    if local >= found:
+        raise UsageError(f"process {local} of this machine finds {found} GPUs", hint="one process for each GPU")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def _number(name: str, default: int | None = None) -> int:

@@ -161,6 +161,7 @@ class Train(Pass):
             graph.double()
         bits = self._bits(graph)
         with joined(torch.device("cpu")) as ranks:
+            ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines
             trainer = Trainer(graph, self, bits, context, ranks)
             context.report.training = trainer.run()
         trained = trainer.graph.float().eval()

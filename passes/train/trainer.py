@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
 from mbqc.errors import MbqcError
@@ -145,7 +144,7 @@ class Trainer:
                 epoch=state.epoch + 1,
                 steps=state.steps,
                 rate=self._stepper.rate(state.done),
-                loss={bits: self._over_ranks(mean) for bits, mean in sorted(state.losses.items(), reverse=True)},
+                loss={bits: mean.value for bits, mean in sorted(state.losses.items(), reverse=True)},
                 metric=judged,
                 clamped={bits: mean.value for bits, mean in state.clamped.items()},
                 frozen=self._frozen,
@@ -155,9 +154,6 @@ class Trainer:
         self._saver.save(state)
         if self._context.folder is not None and self._ranks.rank == 0:
             write_history(self._context.folder, state)
-
-    def _over_ranks(self, mean: Mean) -> float:
-        return float(self._ranks.sum(torch.tensor(mean.value, dtype=torch.float64))) / self._ranks.world
 
     def _status(self) -> str:
         losses = sorted(self._state.losses.items(), reverse=True)
@@ -197,6 +193,8 @@ class Trainer:
             batches = [prepared(inputs, dtype) for inputs in self._feeds.inputs(ESTIMATION_BATCHES)]
             estimate(pooled, batches, trained, per_width=False, progress=self._context.progress)
             estimate(separate, batches, every, per_width=True, progress=self._context.progress)
+            for graph in (pooled, separate):  # each rank may have drawn an augmentation of its own
+                self._ranks.broadcast(graph.state_dict())
         return {"pooled": pooled, "width": separate}
 
 

@@ -162,6 +162,8 @@ def test_a_killed_rank_ends_the_others_with_one_clear_error(folder: Path) -> Non
 
 # One process, and wrong surroundings
 
+ELSEWHERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
 
 def test_without_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -181,12 +183,14 @@ def test_without_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> 
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "2"}, "RANK is ''"),
         ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK=2 is not one of 2 processes"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "where the processes meet"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "MASTER_ADDR and MASTER_PORT"),
     ],
 )
 def test_an_environment_that_torchrun_did_not_make_is_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", *ELSEWHERE):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -198,8 +202,9 @@ def test_errors_of_ones_own_pass_unchanged(monkeypatch: pytest.MonkeyPatch) -> N
     def nothing(*_: object, **__: object) -> None:
         pass
 
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+    for name, value in (ELSEWHERE | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("mbqc.passes.train.ranks.rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
     monkeypatch.setattr(dist, "init_process_group", nothing)
     monkeypatch.setattr(dist, "destroy_process_group", nothing)
     with pytest.raises(RuntimeError, match="mine"), joined(torch.device("cpu")):
