@@ -40,12 +40,14 @@ class Pass(ABC):
         requires: properties that must hold before it runs.
         sets: properties that hold afterwards.
         clears: properties that no longer hold afterwards.
+        trains: whether it changes the float model on purpose; one such pass is the most that a pipeline may hold.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[Property, ...]] = ()
     sets: ClassVar[tuple[Property, ...]] = ()
     clears: ClassVar[tuple[Property, ...]] = ()
+    trains: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule | Program:

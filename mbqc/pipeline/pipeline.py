@@ -120,8 +120,8 @@ def properties_of(graph: fx.GraphModule) -> frozenset[str]:
 
 
 def _repeatable(item: Pass) -> bool:
-    """A pass that sets nothing may run as often as one likes."""
-    return not item.sets
+    """A pass that sets nothing and trains nothing may run as often as one likes."""
+    return not item.sets and not item.trains
 
 
 def _run_pass(item: Pass, graph: fx.GraphModule, context: Context) -> fx.GraphModule | Program:
