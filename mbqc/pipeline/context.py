@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mbqc.errors import DataError, UsageError
-from mbqc.pipeline.data import Batch, LabelledBatch, Samples, check_input, samples_of, split_batch
+from mbqc.pipeline.data import Batch, LabelledBatch, Samples, check_input, samples_of, split_batch, told
 from mbqc.pipeline.training import TrainingResult
 
 MAX_SEED = 2**63 - 1
@@ -153,7 +153,7 @@ class Context:
 
     def _labelled_batches(self) -> Iterable[object]:
         assert isinstance(self.labelled, Iterable), "a Dataset is samples"
-        return self.labelled
+        return told(self.labelled, "training data")
 
     def checked(self, data: Iterable[object], what: str) -> Iterator[LabelledBatch]:
         """Batches as (inputs, target), checked against the example inputs.

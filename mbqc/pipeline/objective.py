@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbqc.errors import DataError, MbqcError
+from mbqc.errors import DataError, MbqcError, user_line
 
 Loss = Callable[[Any, Tensor], Tensor]
 Metric = Callable[[Any, Tensor], float]
@@ -18,7 +18,8 @@ def checked_loss(own: Loss) -> Loss:
     """The user's loss, whose failures are told.
 
     Raises (when called):
-        DataError: it raises, returns anything but a tensor of one number, or one that does not depend on the output.
+        DataError: it raises (names the user's line), returns anything but a tensor of one number, or one that does not
+            depend on the output.
     """
 
     def loss(output: Any, target: Tensor) -> Tensor:
@@ -27,7 +28,8 @@ def checked_loss(own: Loss) -> Loss:
         except MbqcError:
             raise
         except Exception as error:  # the user's function may raise anything
-            raise DataError(f"loss(output, target) failed: {type(error).__name__}: {error}") from error
+            message = f"loss(output, target) failed: {type(error).__name__}: {error}"
+            raise DataError(message, where=user_line(error)) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = f" and shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise DataError(
@@ -49,29 +51,40 @@ def cross_entropy(label_smoothing: float) -> Loss:
     """
 
     def loss(output: Any, target: Tensor) -> Tensor:
-        require_labels(output, target)
+        require_labels(output, target, "training data", "loss")
         return torch.nn.functional.cross_entropy(output, target, label_smoothing=label_smoothing)
 
     return loss
 
 
-def require_labels(output: Any, target: Tensor) -> None:
+def require_labels(output: Any, target: Tensor, where: str, own: str) -> None:
     """Refuses what is no classification.
+
+    Args:
+        where: the targets are from.
+        own: function with which the user could judge other targets.
 
     Raises:
         DataError: output is no tensor of scores [N, classes], target no whole-number labels [N] of these classes.
     """
     if not isinstance(output, Tensor) or output.dim() != 2:
         what = f"has shape {tuple(output.shape)}" if isinstance(output, Tensor) else "is no tensor"
-        raise DataError(f"the model's output {what}, not [N, classes]", hint="define loss(output, target)")
+        raise DataError(
+            f"the model's output {what}, not [N, classes]", where=where, hint=f"define {own}(output, target)"
+        )
     if target.is_floating_point() or target.dtype == torch.bool or target.shape != output.shape[:1]:
         raise DataError(
             f"targets are {target.dtype} {tuple(target.shape)}, not whole-number labels [N]",
-            hint="define loss(output, target)",
+            where=where,
+            hint=f"define {own}(output, target)",
         )
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= output.shape[1]:
-        raise DataError(f"label {low if low < 0 else high} is out of range: the model has {output.shape[1]} classes")
+        raise DataError(
+            f"label {low if low < 0 else high} is out of range: the model has {output.shape[1]} classes",
+            where=where,
+            hint=f"labels count from 0 to {output.shape[1] - 1}",
+        )
 
 
 def top1(output: Any, target: Tensor) -> float:
@@ -80,7 +93,7 @@ def top1(output: Any, target: Tensor) -> float:
     Raises:
         DataError: as `require_labels`.
     """
-    require_labels(output, target)
+    require_labels(output, target, "evaluation data", "metric")
     return 100.0 * float((output.argmax(1) == target).double().mean())
 
 
@@ -88,7 +101,7 @@ def metric_of(own: Metric | None) -> Metric:
     """The user's metric, whose failures are told, or top-1 accuracy.
 
     Raises (when called):
-        DataError: it raises, or gives no number.
+        DataError: it raises (names the user's line), or gives no number.
     """
     if own is None:
         return top1
@@ -99,7 +112,8 @@ def metric_of(own: Metric | None) -> Metric:
         except MbqcError:
             raise
         except Exception as error:  # the user's function may raise anything
-            raise DataError(f"metric(output, target) failed: {type(error).__name__}: {error}") from error
+            message = f"metric(output, target) failed: {type(error).__name__}: {error}"
+            raise DataError(message, where=user_line(error)) from error
 
     return metric
 
