@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -42,7 +43,7 @@ class Train(Pass):
         warmup: share of the steps in which the rates grow from 0.
         clip: largest norm of all gradients together; 0 for no limit.
         label_smoothing: of the usual loss for labels.
-        bits: widths to train; without any those that `quant{bits=...}` gave scales of their own.
+        bits: widths to train; by default those that `quant{bits=...}` gave scales of their own.
         widths: for each batch `all` of them, or a `sandwich` of the highest, the lowest and a random one of the others.
         step: the optimizers after `each` width, or once a batch on the mean of all gradients (`accumulate`).
         scales: learned in the `log` domain, `raw`, or `frozen`.
@@ -51,7 +52,7 @@ class Train(Pass):
         switch: layers leave the width of the step for one drawn by `hasb`'s distribution, or a `uniform` one, with a
             probability that grows to `switch_most` over the epochs.
         bn_freeze: share of the steps, at the end, in which BatchNorm statistics stand still.
-        reestimate: BatchNorm statistics from so many batches at the end, `pooled` over the trained widths, or for each
+        reestimate: BatchNorm statistics from 200 batches at the end, `pooled` over the trained widths, or for each
             `width`; both are judged.
         coreset: each width trains on the share `keep` of the samples with its highest scores.
         selection: `top` scores, top scores of each class (`balanced`), equally many from ranges of scores without the
@@ -60,7 +61,7 @@ class Train(Pass):
         coreset_warmup: epochs on all samples, which also score them.
         resample: epochs after which samples are scored and selected again; 0 for never.
         evaluate: epochs after which the trained widths are judged; 0 for only at the end.
-        checkpoint: batches after which a checkpoint is written.
+        checkpoint: batches after which a checkpoint is written; the end of an epoch writes one too.
         precision: of the training's arithmetic.
 
     Source: Double Rounding, arXiv 2502.01199, algorithms A.2 and A.3; EMQNet, arXiv 2510.20673, for coresets.
@@ -97,51 +98,60 @@ class Train(Pass):
     name: ClassVar[str] = "train"
     requires: ClassVar[tuple[Property, ...]] = (QUANTIZED,)
     clears: ClassVar[tuple[Property, ...]] = (SENSITIVITY,)
+    trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for wrong, message in self._problems():
+        for wrong, message, hint in (*self._out_of_range(), *self._at_odds()):
             if wrong:
-                raise PipelineError(message, where="pass train")
+                raise PipelineError(message, where="pass train", hint=hint)
         if self.switch == "hasb":  # the class's own are those of every other choice
             object.__setattr__(self, "requires", (QUANTIZED, SENSITIVITY))
 
-    def _problems(self) -> list[tuple[bool, str]]:
-        shares = ("warmup", "label_smoothing", "switch_most", "bn_freeze")
-        counts = ("resample", "evaluate", "weight_decay", "clip", "coreset_warmup")
-        return [
-            *(
-                (getattr(self, n) < 1, f"{n}={getattr(self, n)} must be at least 1")
-                for n in ("epochs", "batch", "checkpoint")
-            ),
-            *((not getattr(self, n) > 0, f"{n}={getattr(self, n)} must be positive") for n in ("rate", "scale_rate")),
-            *((not 0 <= getattr(self, n) <= 1, f"{n}={getattr(self, n)} must lie in [0, 1]") for n in shares),
-            *((getattr(self, n) < 0, f"{n}={getattr(self, n)} must not be negative") for n in counts),
-            (not 0 < self.keep <= 1, f"keep={self.keep} must lie in (0, 1]"),
-            (self.scales == "frozen" and self.alrs != "off", "alrs has nothing to do with scales=frozen"),
-            (
-                any(b not in ALL_BITS for b in self.bits) or len(set(self.bits)) != len(self.bits),
-                f"bits={self.bits} must be different widths from 1 to 8",
-            ),
-            (
-                self.coreset != "none" and not int(self.selection != "fresh") <= self.coreset_warmup < self.epochs,
-                f"coreset_warmup={self.coreset_warmup} must be at least 1 and less than epochs={self.epochs}; "
-                "selection=fresh can do with 0",
-            ),
-            (self.widths == "sandwich" and len(self.bits) == 1, "a sandwich needs at least 2 widths"),
-            (self.alrs != "off" and self.step == "accumulate", "alrs has a rate for each width: it needs step=each"),
-            (
-                self.distill == "highest" and self.coreset != "none",
-                "distill=highest compares widths on one batch, but coresets give each width its own",
-            ),
-            (
-                self.coreset == "random" and self.selection in ("balanced", "stratified"),
-                f"random scores have nothing to select by: selection={self.selection} is for other scores",
-            ),
-            (
-                self.coreset == "tdds" and self.selection != "fresh" and self.coreset_warmup < 3,
-                "tdds compares epochs: coreset_warmup must be at least 3",
-            ),
-        ]
+    def _out_of_range(self) -> Iterator[tuple[bool, str, str | None]]:
+        """Values that no training can use, whatever the other options are."""
+        for name in ("epochs", "batch", "checkpoint"):
+            yield getattr(self, name) < 1, f"{name}={getattr(self, name)} must be at least 1", None
+        for name in ("rate", "scale_rate", "weight_decay", "clip"):
+            yield not math.isfinite(getattr(self, name)), f"{name}={getattr(self, name)} is no finite number", None
+        for name in ("rate", "scale_rate"):
+            yield getattr(self, name) <= 0, f"{name}={getattr(self, name)} must be positive", None
+        for name in ("resample", "evaluate", "weight_decay", "clip", "coreset_warmup"):
+            yield getattr(self, name) < 0, f"{name}={getattr(self, name)} must not be negative", None
+        for name in ("warmup", "label_smoothing", "switch_most", "bn_freeze"):
+            yield not 0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]", None
+        yield not 0 < self.keep <= 1, f"keep={self.keep} must lie in (0, 1]", None
+        strange = any(b not in ALL_BITS for b in self.bits) or len(set(self.bits)) != len(self.bits)
+        yield strange, f"bits={':'.join(map(str, self.bits))} must be different widths from 1 to 8", None
+
+    def _at_odds(self) -> Iterator[tuple[bool, str, str | None]]:
+        """Options that do not go together."""
+        for needed, idle, names in (
+            ("coreset", self.coreset == "none", ("selection", "keep", "coreset_warmup", "resample")),
+            ("switch", self.switch == "none", ("switch_most",)),
+        ):
+            for name in names:
+                given = getattr(self, name) != getattr(type(self), name)
+                yield idle and given, f"{name} does nothing without {needed}", f"{needed}=..., or leave {name} out"
+        yield (
+            self.scales == "frozen" and self.alrs != "off",
+            "alrs sets rates of scales, which scales=frozen keeps",
+            None,
+        )
+        rates = "alrs has a rate for each width, but step=accumulate makes one step for all"
+        yield self.alrs != "off" and self.step == "accumulate", rates, "step=each"
+        if self.coreset == "none":
+            return
+        batches = "distill=highest compares widths on one batch, but coresets give each width its own"
+        yield self.distill == "highest", batches, "distill=float"
+        least = 0 if self.selection == "fresh" else 3 if self.coreset == "tdds" else 1
+        window = f"coreset_warmup={self.coreset_warmup} must be at least {least} with coreset={self.coreset}"
+        yield self.coreset_warmup < least, window, None
+        sweep = f"coreset_warmup={self.coreset_warmup} must be less than epochs={self.epochs}"
+        yield self.coreset_warmup >= self.epochs, sweep, "more epochs"
+        blind = f"selection=fresh draws without scores, so coreset={self.coreset} would not be used"
+        yield self.selection == "fresh" and self.coreset != "random", blind, "coreset=random"
+        ranks = f"selection={self.selection} goes by scores, which coreset=random has not"
+        yield self.coreset == "random" and self.selection in ("balanced", "stratified"), ranks, "selection=fresh or top"
 
     def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
         """The trained graph, in eval mode.
@@ -172,10 +182,15 @@ class Train(Pass):
         """The widths to train, highest first."""
         grids = [m.bits for m in graph.modules() if isinstance(m, ActivationQuantizer) and m.layers]
         known = set(ALL_BITS).intersection(*grids)
-        for bits in self.bits:
-            if bits not in known:
-                listed = ":".join(map(str, sorted({bits, *known}, reverse=True)))
-                raise PassError(f"the graph has no activation scales for {bits} bits", hint=f"quant{{bits={listed}}}")
+        for asked in self.bits:
+            if asked not in known:
+                listed = ":".join(map(str, sorted({asked, *known}, reverse=True)))
+                raise PassError(f"the graph has no activation scales for {asked} bits", hint=f"quant{{bits={listed}}}")
         if all(pinned is not None for pinned in quantized_layers(graph).values()):
             raise PassError("every layer keeps its own width: nothing would train", hint="quant{pin_ends=false}")
-        return sorted(self.bits or known, reverse=True)
+        bits = sorted(self.bits or known, reverse=True)
+        for option in ("widths=sandwich", "distill=highest"):
+            name, _, value = option.partition("=")
+            if len(bits) == 1 and getattr(self, name) == value:
+                raise PassError(f"{option} needs at least 2 widths, not only {bits[0]} bits", hint="bits=8:4:2")
+        return bits
