@@ -72,15 +72,22 @@ class Feeds:
 
     def _count_batches(self) -> int:
         """How many batches an epoch has; where the data does not say, by reading it once."""
+        if isinstance(self._context.labelled, Iterator):
+            raise DataError(
+                "the training data is an iterator, which can be read only once", hint="give a list, or a DataLoader"
+            )
         if self._ranks.world > 1:
             raise DataError(
                 "several ranks share samples, but the training data comes in batches",
                 hint="train_data() must give a Dataset, a DataLoader over one, or tensors",
             )
         try:
-            return len(cast("Sized", self._context.labelled))
+            count = len(cast("Sized", self._context.labelled))
         except TypeError:
-            return sum(1 for _ in self._context.labelled_batches())
+            count = sum(1 for _ in self._context.labelled_batches())
+        if not count:
+            raise DataError("training data is empty", hint="train_data() must give at least one batch")
+        return count
 
     def _sampler(self, indices: Tensor, take: int | None = None, bits: int = 0) -> CoresetSampler:
         seed = self._context.seed + bits  # widths draw apart from each other

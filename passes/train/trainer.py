@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from mbqc.errors import MbqcError
+from mbqc.errors import DataError, MbqcError
 from mbqc.ir.norms import estimate, freeze_statistics, nearest_rows, unfreeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
-from mbqc.passes.train.feeds import Fed, Feeds, Round
+from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round
 from mbqc.passes.train.history import draw_curves, write_history
 from mbqc.passes.train.interrupt import Interrupt, interruptible
 from mbqc.passes.train.judge import float_metric, metrics, prepared
@@ -83,6 +83,8 @@ class Trainer:
                 advance()
             while self._state.epoch < self._options.epochs:
                 self._epoch(interrupt, advance)
+                if self._ranks.any(interrupt.requested):  # while it was judged and saved
+                    raise _stopped(interrupt, self._state, self._context)
         unfreeze_statistics(self._graph)
         folder = self._context.folder
         if (
@@ -99,6 +101,7 @@ class Trainer:
         if self._subsets is not None and (before == 0 or self._options.selection == "fresh"):
             self._subsets.begin_epoch(state.epoch, state)
         for index, fed in enumerate(self._feeds.epoch(state.epoch)):
+            self._require_expected(index)
             if index < before:
                 self._stepper.skip(fed, state.done - before + index)
                 continue
@@ -112,6 +115,16 @@ class Trainer:
         if self._subsets is not None:
             self._subsets.end_epoch(state.epoch, state)
         self._close_epoch()
+
+    def _require_expected(self, index: int) -> None:
+        """The learning rate falls over as many rounds as the data promised."""
+        expected = self._feeds.rounds()
+        if index >= expected:
+            raise DataError(
+                f"an epoch has more than the {expected} batches that it said or had before",
+                where=WHAT,
+                hint="train_data() must give as many in every epoch",
+            )
 
     def _round(self, fed: Round) -> None:
         state = self._state
