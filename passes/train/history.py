@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +31,15 @@ def write_history(folder: Path, state: State) -> None:
         "seconds": {part: round(seconds, 3) for part, seconds in state.seconds.items()},
     }
     text = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    try:
-        write_atomically(folder / HISTORY, text)
-    except OSError as error:
-        raise CheckpointError(f"cannot write: {error.strerror or error}", where=str(folder / HISTORY)) from error
+    _write(folder / HISTORY, text)
 
 
 def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -> bool:
-    """Draws loss and metric of each width over the epochs; False where matplotlib is not installed."""
+    """Draws loss and metric of each width over the epochs; False where matplotlib is not installed.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -45,7 +47,8 @@ def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -
     judged = [record for record in records if record.metric]
     figure = Figure(figsize=(10, 4) if judged else (5, 4), layout="constrained")
     axes = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
-    for bits in records[0].loss:
+    # a sandwich may leave a width out of an epoch
+    for bits in sorted({bits for record in records for bits in record.loss}, reverse=True):
         seen = [record for record in records if bits in record.loss]
         axes[0].plot([r.epoch for r in seen], [r.loss[bits] for r in seen], label=f"{bits} bits")
         if judged:
@@ -59,5 +62,14 @@ def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -
         if frozen is not None:
             axis.axvspan(frozen - 0.5, records[-1].epoch, alpha=0.1, color="grey")
         axis.legend()
-    figure.savefig(folder / CURVES, dpi=120)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=120)
+    _write(folder / CURVES, picture.getvalue())
     return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise CheckpointError(f"cannot write: {error.strerror or error}", where=str(path)) from error
