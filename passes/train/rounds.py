@@ -13,8 +13,9 @@ from typing import Literal
 
 from torch import fx
 
+from mbqc.errors import PassError
 from mbqc.ir.annotations import Switching, annotation
-from mbqc.ir.quantized import layer_nodes
+from mbqc.ir.quantized import layer_nodes, quantized_layers
 from mbqc.widths import Widths
 
 Schedule = Literal["cosine", "constant"]
@@ -39,9 +40,22 @@ def sandwich(bits: Sequence[int], draw: Random) -> list[int]:
 
 
 def draws_of(graph: fx.GraphModule, kind: Literal["uniform", "hasb"], bits: Sequence[int]) -> dict[str, Switching]:
-    """From what each layer that is not pinned draws its width: `hasb`'s annotation, or uniformly from `bits`."""
-    uniform = Switching(tuple(bits), (1 / len(bits),) * len(bits))
-    return {str(node.target): annotation(node, Switching) if kind == "hasb" else uniform for node in layer_nodes(graph)}
+    """From what each layer draws its width: `hasb`'s annotation, or uniformly from `bits`.
+
+    Raises:
+        PassError: `hasb` draws widths that are not among `bits`.
+    """
+    if kind == "uniform":
+        return dict.fromkeys(quantized_layers(graph), Switching(tuple(bits), (1 / len(bits),) * len(bits)))
+    draws = {str(node.target): annotation(node, Switching) for node in layer_nodes(graph)}
+    for layer, own in draws.items():
+        if not set(own.bits) <= set(bits):
+            untrained = ", ".join(str(b) for b in own.bits if b not in bits)
+            raise PassError(
+                f"layer {layer} would switch to {untrained} bits, which are not trained",
+                hint=f"hasb{{bits={':'.join(map(str, bits))}}}",
+            )
+    return draws
 
 
 def switched(
