@@ -25,7 +25,7 @@ def first_not_finite(graph: fx.GraphModule, inputs: tuple[Tensor, ...], widths: 
         return f"the output of {search.found.target} ({search.found.name}) is the first that holds NaN or infinity"
     for name, parameter in graph.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            return f"so is the gradient of {name}"
+            return f"the gradient of {name} is the first that holds NaN or infinity"
     return ""
 
 

@@ -130,8 +130,9 @@ class Stepper:
         own = float(loss.detach())
         value = self._ranks.mean(own)
         if not math.isfinite(value):  # all ranks end here together
-            where = f"the loss is {own}" if not math.isfinite(own) else "the loss of another rank is not finite"
-            raise self._diverged(where, bits, batch, widths)
+            if math.isfinite(own):
+                raise self._diverged("the loss of another rank is not finite", "it says where", bits, batch, widths)
+            raise self._diverged(f"the loss is {own}", "the output is finite, so it is loss()", bits, batch, widths)
         torch.autograd.backward(loss * share)
         return output.detach() if isinstance(output, Tensor) else output, value
 
@@ -140,7 +141,7 @@ class Stepper:
         self._ranks.average_gradients(used)
         norm = torch.nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
         if not torch.isfinite(norm):
-            raise self._diverged("a gradient is not finite", bits, batch, widths)
+            raise self._diverged("the gradient is not finite", "its norm overflows", bits, batch, widths)
         if self._options.clip:
             torch.nn.utils.clip_grads_with_norm_(used, self._options.clip, norm)
         factor = self._factor(done)
@@ -151,11 +152,11 @@ class Stepper:
     def _factor(self, done: int) -> float:
         return rate_factor(self._options.schedule, self._options.warmup, done / self._rounds)
 
-    def _diverged(self, what: str, bits: int, batch: Fed, widths: Widths) -> PassError:
+    def _diverged(self, what: str, otherwise: str, bits: int, batch: Fed, widths: Widths) -> PassError:
         place = first_not_finite(self._graph, prepared(batch.inputs, self._dtype), widths)
         return PassError(
-            f"{what} at {bits} bits{f': {place}' if place else ''}",
-            hint="a lower rate, or clip=1; the last checkpoint is kept",
+            f"{what} at {bits} bits: {place or otherwise}",
+            hint="a lower rate, or clip=1; the last checkpoint, if there is one, is kept",
         )
 
 

@@ -79,7 +79,7 @@ class Saver:
                 raise CheckpointError(
                     "there are checkpoints of an earlier training",
                     where=str(self._store.folder),
-                    hint="go on with --resume, or name or empty another folder",
+                    hint="go on with --resume, or name an empty folder",
                 )
             return None
         found = self._store.latest(lambda text: self._context.report.add("train", "warning", "", text))
