@@ -102,8 +102,8 @@ def compile_(
     if dump is not None:
         _make_folder(dump, "--dump")
     context = _context(user, seed)
-    if any(item.name == "train" for item in pipeline.passes):
-        context = _training_context(context, user, training or path.with_suffix(".training"), resume)
+    if any(item.trains for item in pipeline.passes):
+        context = _training_context(context, user, training or path.with_suffix(".training"), path, resume)
     elif training is not None or resume:
         raise UsageError("--training and --resume are for pipelines with train", where=f"--passes {passes}")
     first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
@@ -141,9 +141,10 @@ def _context(user: UserModel, seed: int) -> Context:
     )
 
 
-def _training_context(context: Context, user: UserModel, folder: Path, resume: bool) -> Context:
-    """With what training needs beside."""
-    _make_folder(folder, "--training")
+def _training_context(context: Context, user: UserModel, folder: Path, out: Path, resume: bool) -> Context:
+    """With what training needs beside; the pass makes the folder once it knows that it can train."""
+    if folder.resolve() == out.resolve():
+        raise UsageError("the artifact and the folder of training cannot have one name", where=f"--out {out}")
     return replace(
         context,
         evaluation=user.data("eval_data"),
