@@ -85,25 +85,24 @@ class ScaleOptimizer:
         before = self._vector.detach().clone()
         self._vector.grad = gradient
         self._adam.step()
+        used = gradient != 0
         with torch.no_grad():
-            moved = before + each * (gradient != 0) * (self._vector - before)
+            moved = before + each * used * (self._vector - before)
             self._vector.copy_(moved if self._log else moved.clamp(min=torch.finfo(moved.dtype).tiny))
-            self._write()
-
-    def _write(self) -> None:
-        values = self._vector.detach().exp() if self._log else self._vector.detach()
-        for parameter, part in zip(self._parameters, torch.split(values, self._sizes), strict=True):
-            parameter.copy_(part)
+            # exp(log(scale)) is not quite the scale, so those that rest are left alone
+            now = torch.cat([p.detach() for p in self._parameters])
+            values = torch.where(used, self._vector.exp() if self._log else self._vector, now)
+            for parameter, part in zip(self._parameters, torch.split(values, self._sizes), strict=True):
+                parameter.copy_(part)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
         return {"vector": self._vector.detach(), **adam_state(self._adam)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes on from `state()`."""
+        """Goes on from `state()`; the scales themselves are the graph's."""
         with torch.no_grad():
             self._vector.copy_(state["vector"])
-            self._write()
         restore_adam(self._adam, {name: value for name, value in state.items() if name != "vector"})
 
 

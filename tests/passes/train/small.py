@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from torch import Tensor, fx, nn
 
 from mbqc.frontend.trace import trace
 from mbqc.lookup import find_pass
+from mbqc.passes.train.feeds import Fed, Round
+from mbqc.passes.train.loop import Stepper
+from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.train import Train
 from mbqc.pipeline import Context, Pipeline
 from mbqc.pipeline.instruments import Verify
 from mbqc.pipeline.training import TrainingResult
@@ -76,6 +81,30 @@ def trained(
     graph = run(f"train{{batch={BATCH},{options}}}", quantized(passes), surroundings)
     assert surroundings.report.training is not None
     return graph, surroundings.report.training
+
+
+def stepper(
+    rounds: int = 10, passes: str = QUANTIZED, bits: tuple[int, ...] = (8, 4, 2), loss: Any = None, **options: Any
+) -> tuple[fx.GraphModule, Stepper]:
+    """A float64 copy of the graph in train mode, and what trains it round by round."""
+    graph = copy.deepcopy(quantized(passes)).double().train()
+    return graph, Stepper(graph, Train(**options), bits, rounds, context(loss=loss), Ranks())
+
+
+def batch(index: int = 0) -> Fed:
+    """One of the batches of the training data."""
+    images, labels = stripes()
+    rows = slice(index * BATCH, (index + 1) * BATCH)
+    return Fed((images[rows],), labels[rows], None)
+
+
+def shared(fed: Fed) -> Round:
+    """A round in which all widths get one batch."""
+    return Round(fed, {})
+
+
+def quiet(bits: int, fed: Fed, output: Any, loss: float) -> None:
+    """Observes nothing."""
 
 
 def weights(graph: fx.GraphModule) -> dict[str, Tensor]:
