@@ -36,6 +36,7 @@ PIPELINES = {
     "quant": ("normalize", "quant"),
     "bncorrect": ("normalize,quant", "bncorrect"),
     "hasb": ("normalize,quant", "hasb{probes=2}"),
+    "train": ("normalize,quant,hasb{probes=2},bncorrect", "train{epochs=1}"),
     "lower": ("normalize,quant,bncorrect", "lower"),
 }
 """What runs before a pass, and the pass."""
@@ -60,7 +61,7 @@ class Small(nn.Module):
 @cache
 def small() -> tuple[fx.GraphModule, Context]:
     model, inputs = seeded(Small, (2, 3, 8, 8))
-    return trace(model, inputs), Context(inputs)
+    return trace(model, inputs), Context(inputs, labelled=[(*inputs, torch.tensor([0, 1]))])
 
 
 def text(result: fx.GraphModule | Program) -> str:

@@ -1,0 +1,247 @@
+"""Training data in every form that it may come in, and what is said of data that does not fit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from mbqc.errors import DataError, PassError
+from mbqc.userfile import load_user_model
+from tests.passes.train.small import BATCH, SAMPLES, context, differing, quantized, run, stripes, trained, weights
+
+ROUNDS = SAMPLES // BATCH
+
+
+def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    images, labels = stripes()
+    return zip(images.split(BATCH), labels.split(BATCH), strict=True)
+
+
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    """Samples one by one; a DataLoader makes batches of them."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(*stripes(), strict=True)
+
+
+class Own:
+    """Batches that can be read again, of unknown number."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches()
+
+
+FORMS: dict[str, Callable[[], Any]] = {
+    "dataset": lambda: TensorDataset(*stripes()),
+    "loader": lambda: DataLoader(TensorDataset(*stripes()), batch_size=BATCH),
+    "shuffling loader": lambda: DataLoader(TensorDataset(*stripes()), batch_size=BATCH, shuffle=True),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_in_any_form_train_alike(form: str) -> None:
+    expected, one = trained("epochs=1")
+    found, other = trained("epochs=1", context(FORMS[form]()))
+    assert differing(weights(expected), weights(found)) == []
+    assert one.epochs == other.epochs
+
+
+def test_a_loader_with_a_worker_trains_as_one_without() -> None:
+    expected, _ = trained("epochs=1")
+    found, _ = trained("epochs=1", context(DataLoader(TensorDataset(*stripes()), batch_size=BATCH, num_workers=1)))
+    assert differing(weights(expected), weights(found)) == []
+    assert threading.active_count() == 1
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "list": lambda: list(batches()),
+    "own": Own,
+    "loader over an iterable dataset": lambda: DataLoader(Endless(), batch_size=BATCH),
+}
+
+
+@pytest.mark.parametrize("form", STREAMS)
+def test_batches_in_any_form_come_in_their_own_order(form: str) -> None:
+    expected, _ = trained("epochs=2", context(list(batches())))
+    found, result = trained("epochs=2", context(STREAMS[form]()))
+    assert result.epochs[-1].steps == 2 * 3 * ROUNDS
+    assert differing(weights(expected), weights(found)) == []
+
+
+def test_a_generator_in_a_user_file_is_made_anew_for_every_epoch(tmp_path: Path) -> None:
+    (tmp_path / "stripes_file.py").write_text(
+        "from tests.passes.train.small import stripes, network as model\n"
+        "def train_data():\n    images, labels = stripes()\n    yield from zip(images.split(16), labels.split(16))\n"
+    )
+    user = load_user_model(str(tmp_path / "stripes_file.py"))
+    expected, _ = trained("epochs=2", context(list(batches())))
+    found, _ = trained("epochs=2", context(user.training_data()))
+    assert differing(weights(expected), weights(found)) == []
+
+
+@pytest.mark.parametrize(("size", "given", "steps"), [(32, 16, 3), (None, 16, 6), (None, 40, 2), (None, 1000, 1)])
+def test_the_batch_size_is_the_loaders_or_the_option(size: int | None, given: int, steps: int) -> None:
+    data = TensorDataset(*stripes())
+    labelled = data if size is None else DataLoader(data, batch_size=size)
+    seen = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        seen.append(len(target))
+        return torch.nn.functional.cross_entropy(output, target)
+
+    run(f"train{{epochs=1,bits=8,batch={given}}}", quantized(), context(labelled, loss=loss))
+    assert len(seen) == steps
+    assert set(seen) == {min(size or given, SAMPLES)}
+
+
+# What does not fit
+
+
+def images() -> Tensor:
+    return stripes()[0]
+
+
+def labels() -> Tensor:
+    return stripes()[1]
+
+
+class Broken(Dataset[Any]):
+    """Raises in the middle."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> Any:
+        raise OSError(f"sample {index} is gone")
+
+
+class BrokenStream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from list(batches())[:2]
+        raise OSError("the stream broke")
+
+
+class Lying:
+    """Says that it has one batch."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches()
+
+
+def with_nan() -> Tensor:
+    changed = images().clone()
+    changed[50, 0, 3, 3] = torch.nan
+    return changed
+
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "no batch": (list, r"training data is empty\n.*at least one batch"),
+    "empty loader": (lambda: DataLoader(Endless(), batch_size=1000, drop_last=True), "training data is empty"),
+    "no sample": (lambda: (images()[:0], labels()[:0]), r"training data is empty\n.*at least one sample"),
+    "an iterator": (batches, r"is an iterator, which can be read only once\n.*a list, or a DataLoader"),
+    "fewer targets": (lambda: (images(), labels()[1:]), r"differ in their number of samples: \(96, 1, 8, 8\), \(95,\)"),
+    "no targets": (lambda: [images()], r"training data: there are no targets\n.*\(inputs, target\)"),
+    "a negative label": (lambda: (images(), labels() - 1), r"training data: label -1 is out of range: .* 3 classes\n"),
+    "a large label": (
+        lambda: (images(), labels() + 5),
+        r"training data: label 7 is out of range: .*\n.*0 to 2",
+    ),
+    "float targets": (lambda: (images(), labels().float()), r"training data: targets are torch.float32 \(16,\)"),
+    "NaN": (lambda: (with_nan(), labels()), r"training data, batch \d: an input holds NaN or infinity\n"),
+    "another shape": (lambda: (images()[..., 1:], labels()), r"training data, batch 0: an input is .*\(16, 1, 8, 7\)"),
+    "samples, not batches": (Endless, r"training data, batch 0: an input is torch.float32 \(1, 8, 8\)"),
+    "a dataset that raises": (Broken, r"test_data\.py:\d+: training data raised OSError: sample \d+ is gone"),
+    "a stream that raises": (
+        lambda: DataLoader(BrokenStream(), batch_size=None),
+        r"test_data\.py:\d+: training data raised OSError: the stream broke",
+    ),
+    "a wrong length": (Lying, r"training data: an epoch has more than the 1 batches that it said or had before\n"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_data_that_does_not_fit(tmp_path: Path, case: str) -> None:
+    data, message = WRONG[case]
+    with pytest.raises(DataError, match=rf"^pass train[:,] .*{message}"):
+        trained("epochs=1", context(data(), folder=tmp_path))
+    assert list(tmp_path.glob("step-*")) == []
+
+
+def test_no_data_at_all() -> None:
+    with pytest.raises(PassError, match=r"^pass train: there is no training data\n.*define train_data\(\)"):
+        trained("epochs=1", replace(context(), labelled=None))
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "message"),
+    [
+        (
+            "keep=0.1",
+            lambda: stripes(),
+            r"of 10 samples \(0\.1 of 96\) is smaller than the 16 samples in a batch",
+        ),
+        ("keep=0.25,batch=1", lambda: (images()[:8], labels()[:8]), "smaller than the 3 classes"),
+        ("keep=0.5", lambda: list(batches()), "coresets choose samples, but the training data comes in batches"),
+        ("keep=0.5", lambda: (images(), labels().float()), "a coreset needs one whole-number label a sample"),
+        ("keep=0.5", lambda: (images(), labels() - 1), "label -1 is negative"),
+    ],
+)
+def test_data_that_coresets_cannot_use(options: str, data: Callable[[], Any], message: str) -> None:
+    size = "" if "batch" in options else f",batch={BATCH}"
+    with pytest.raises(DataError, match=message):
+        run(f"train{{epochs=3,coreset=el2n,{options}{size}}}", quantized(), context(data()))
+
+
+def test_evaluation_data_that_does_not_fit() -> None:
+    for data, message in (
+        ([images()], "evaluation data: there are no targets"),
+        ([(images(), labels() + 3)], r"evaluation data: label 5 is out of range"),
+        ([(images(), labels().float())], r"evaluation data: targets are torch.float32.*\n.*define metric"),
+        ([], "evaluation data is empty"),
+    ):
+        surroundings = context()
+        object.__setattr__(surroundings, "evaluation", data)
+        with pytest.raises(DataError, match=message):
+            trained("epochs=1", surroundings)
+
+
+# The user's functions
+
+
+def raising(*_: object) -> Any:
+    raise RuntimeError("not today")
+
+
+def test_a_loss_or_metric_that_raises_is_told_with_its_line() -> None:
+    for functions, name in (({"loss": raising}, "loss"), ({"metric": raising}, "metric")):
+        with pytest.raises(DataError, match=rf"test_data\.py:\d+: {name}\(output, target\) failed: RuntimeError"):
+            trained("epochs=1", context(**functions))
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda output, target: output, r"shape \(16, 3\), expected a scalar\n.*average"),
+        (lambda output, target: 3.0, "an object of type float, expected a scalar"),
+        (lambda output, target: output.detach().sum(), "does not depend on output"),
+    ],
+)
+def test_a_loss_that_is_none(loss: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        trained("epochs=1", context(loss=loss))
+
+
+def test_label_smoothing_of_a_loss_of_ones_own_is_refused() -> None:
+    with pytest.raises(PassError, match=r"label_smoothing is part of the usual loss.*\n.*smooth there"):
+        trained("epochs=1,label_smoothing=0.1", context(loss=torch.nn.functional.cross_entropy))
