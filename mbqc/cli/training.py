@@ -65,7 +65,7 @@ class Training:
         columns = [
             Column("bits", [f"{row.bits}{'' if row.trained else ' untrained'}" for row in self.widths], left=True)
         ]
-        titles = {"before": "before", "after": "trained", "pooled": "pooled BN", "separate": "BN by width"}
+        titles = {"before": "before", "after": "trained", "pooled": "pooled BN", "separate": "own BN"}
         for name, title in {**titles, "program": "Program"}.items():
             values = [getattr(row, name) for row in self.widths]
             if any(value is not None for value in values):

@@ -49,8 +49,8 @@ class Train(Pass):
         scales: learned in the `log` domain, `raw`, or `frozen`.
         alrs: adaptive rates of scales, by the rule of the `paper`, or the same by `layer` or `channel`.
         distill: the lower widths learn from the `highest` one too, or all learn from the `float` model.
-        switch: layers leave the width of the step for one drawn by `hasb`'s distribution, or a `uniform` one, with a
-            probability that grows to `switch_most` over the epochs.
+        switch: layers leave the width of the step for one drawn by `hasb`'s distribution, or a `uniform` one.
+        switch_most: probability of that in the last epoch, to which it grows from epoch to epoch.
         bn_freeze: share of the steps, at the end, in which BatchNorm statistics stand still.
         reestimate: BatchNorm statistics from 200 batches at the end, `pooled` over the trained widths, or for each
             `width`; both are judged.

@@ -89,9 +89,7 @@ def test_after_nan_the_last_checkpoint_is_there_and_goes_on(tmp_path: Path) -> N
 
 
 def test_a_rate_that_is_far_too_high_names_width_and_weights() -> None:
-    with pytest.raises(
-        PassError, match=r"^pass train: the (loss|gradient) is .* at [842] bits: .*\n  try: a lower rate"
-    ):
+    with pytest.raises(PassError, match=r"^pass train: the (loss|gradient) is .* bits: .*\n  try: a lower rate"):
         trained("epochs=1,rate=1e30")
 
 
