@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mbqc.errors import DataError
-from mbqc.passes.train.coresets import CoresetSampler
-from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.coreset.selection import CoresetSampler
+from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.pipeline import Context
 from mbqc.pipeline.data import Batch, Samples
 

@@ -19,7 +19,7 @@ from mbqc.passes.train.diverged import first_not_finite
 from mbqc.passes.train.feeds import Fed, Round
 from mbqc.passes.train.judge import prepared
 from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
-from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.rounds import draws_of, rate_factor, sandwich, switched
 from mbqc.pipeline import Context
 from mbqc.pipeline.objective import Loss, checked_loss, cross_entropy

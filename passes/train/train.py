@@ -16,11 +16,11 @@ from mbqc.ir.modules import ActivationQuantizer
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.alrs import Rule
-from mbqc.passes.train.coresets import Selection
+from mbqc.passes.train.coreset.scores import Score
+from mbqc.passes.train.coreset.selection import Selection
 from mbqc.passes.train.optimizers import Scales
-from mbqc.passes.train.ranks import joined
+from mbqc.passes.train.parallel.ranks import joined
 from mbqc.passes.train.rounds import Schedule
-from mbqc.passes.train.scores import Score
 from mbqc.passes.train.trainer import Trainer
 from mbqc.pipeline import Context, Pass, Property
 from mbqc.properties import QUANTIZED, SENSITIVITY

@@ -12,15 +12,15 @@ from mbqc.errors import DataError, MbqcError
 from mbqc.ir.norms import estimate, freeze_statistics, nearest_rows, unfreeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
+from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
+from mbqc.passes.train.checkpoint.saving import Part, Saver
+from mbqc.passes.train.coreset.subsets import Subsets
 from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round
 from mbqc.passes.train.history import draw_curves, write_history
-from mbqc.passes.train.interrupt import Interrupt, interruptible
 from mbqc.passes.train.judge import float_metric, metrics, prepared
 from mbqc.passes.train.loop import Stepper
-from mbqc.passes.train.ranks import Ranks
-from mbqc.passes.train.saving import Part, Saver
+from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import Mean, State
-from mbqc.passes.train.subsets import Subsets
 from mbqc.pipeline import Context
 from mbqc.pipeline.context import Advance
 from mbqc.pipeline.training import EpochRecord, TrainingResult

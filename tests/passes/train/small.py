@@ -14,7 +14,7 @@ from mbqc.frontend.trace import trace
 from mbqc.lookup import find_pass
 from mbqc.passes.train.feeds import Fed, Round
 from mbqc.passes.train.loop import Stepper
-from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.train import Train
 from mbqc.pipeline import Context, Pipeline
 from mbqc.pipeline.instruments import Verify

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mbqc.errors import CheckpointError, UsageError
-from mbqc.passes.train.checkpoint import Checkpoint, Identity, Store
+from mbqc.passes.train.checkpoint.store import Checkpoint, Identity, Store
 
 RUN = Identity("sha256 of a graph", "train{epochs=3}")
 DTYPES = [
@@ -383,7 +383,7 @@ KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from mbqc.passes.train.checkpoint import Checkpoint, Identity, Store
+from mbqc.passes.train.checkpoint.store import Checkpoint, Identity, Store
 
 def state(step):
     return Checkpoint(step, {"a": torch.full((20_000,), step), "b": torch.full((50_000,), float(step))}, step)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mbqc.errors import DataError, MbqcError, PipelineError
-from mbqc.passes.train.coresets import CoresetSampler, coreset_size, select
+from mbqc.passes.train.coreset.selection import CoresetSampler, coreset_size, select
 
 Rule = Literal["top", "balanced", "stratified"]
 RULES: tuple[Rule, ...] = get_args(Rule)

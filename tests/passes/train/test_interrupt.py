@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mbqc.passes.train.interrupt import Interrupt, interruptible
+from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 both = pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
@@ -96,7 +96,7 @@ def test_outside_the_main_thread() -> None:
 
 LOOP = """
 import time
-from mbqc.passes.train.interrupt import interruptible
+from mbqc.passes.train.checkpoint.interrupt import interruptible
 with interruptible() as interrupt:
     print("ready", flush=True)
     while not interrupt.requested:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from mbqc.errors import PassError, UsageError
 from mbqc.ir.modules import WidthBatchNorm
-from mbqc.passes.train.ranks import Ranks, joined
-from mbqc.passes.train.synchronised import SynchronisedBatchNorm
+from mbqc.passes.train.parallel.ranks import Ranks, joined
+from mbqc.passes.train.parallel.synchronised import SynchronisedBatchNorm
 from mbqc.widths import Widths
 
 SHARES = {"equal": (4, 4), "unequal": (5, 3)}
@@ -204,7 +204,9 @@ def test_errors_of_ones_own_pass_unchanged(monkeypatch: pytest.MonkeyPatch) -> N
 
     for name, value in (ELSEWHERE | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("mbqc.passes.train.ranks.rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(
+        "mbqc.passes.train.parallel.ranks.rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)])
+    )
     monkeypatch.setattr(dist, "init_process_group", nothing)
     monkeypatch.setattr(dist, "destroy_process_group", nothing)
     with pytest.raises(RuntimeError, match="mine"), joined(torch.device("cpu")):

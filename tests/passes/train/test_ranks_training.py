@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from mbqc.errors import MbqcError
 from mbqc.passes.train.feeds import Feeds
-from mbqc.passes.train.ranks import joined
+from mbqc.passes.train.parallel.ranks import joined
 from tests.passes.train.small import BATCH, context, differing, quantized, run, stripes, trained, weights
 
 EXACT = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mbqc.errors import DataError, WidthsError
-from mbqc.passes.train.scores import Recorder, Score
+from mbqc.passes.train.coreset.scores import Recorder, Score
 
 SAMPLES, CLASSES = 12, 5
 SCORES: tuple[Score, ...] = get_args(Score)

@@ -12,11 +12,11 @@ from torch import Tensor, fx
 from mbqc.errors import DataError, PipelineError
 from mbqc.ir.quantized import quantized_layers
 from mbqc.ir.types import type_of
-from mbqc.passes.train.coresets import coreset_size, select
+from mbqc.passes.train.coreset.scores import Recorder
+from mbqc.passes.train.coreset.selection import coreset_size, select
 from mbqc.passes.train.feeds import Fed, Feeds
 from mbqc.passes.train.judge import in_eval_mode, prepared
-from mbqc.passes.train.ranks import Ranks
-from mbqc.passes.train.scores import Recorder
+from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import State
 from mbqc.pipeline import Context
 from mbqc.widths import resolve

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mbqc.errors import DataError, WidthsError
-from mbqc.passes.train.trajectories import Score, Trajectories, trajectories
+from mbqc.passes.train.coreset.trajectories import Score, Trajectories, trajectories
 
 __all__ = ["Recorder", "Score"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from mbqc.errors import CheckpointError
 from mbqc.ir.text import print_graph
-from mbqc.passes.train.checkpoint import Checkpoint, Identity, Store
-from mbqc.passes.train.ranks import Ranks
+from mbqc.passes.train.checkpoint.store import Checkpoint, Identity, Store
+from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import State
 from mbqc.pipeline import Context
 from mbqc.spec import format_dataclass

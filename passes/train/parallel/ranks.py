@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from mbqc.errors import PassError, UsageError
-from mbqc.passes.train.synchronised import SynchronisedBatchNorm
+from mbqc.passes.train.parallel.synchronised import SynchronisedBatchNorm
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for another that is alive; a killed one is seen at once."""

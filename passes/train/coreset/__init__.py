@@ -1,0 +1,1 @@
+"""Coresets: the share of the training data on which each width trains."""
