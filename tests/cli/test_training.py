@@ -163,11 +163,11 @@ def test_interrupting_saves_and_resuming_goes_on(tiny: Path, tmp_path: Path) -> 
         until = time.monotonic() + 60
         while not list(tmp_path.glob("tiny.training/step-*")) and time.monotonic() < until:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert out == ""
-    assert "error: pass train: stopped by SIGINT after " in err
+    assert "error: pass train: stopped by SIGTERM after " in err
     assert "  try: go on with --resume\n" in err
     assert "Traceback" not in err
     assert not list(tmp_path.glob("*.mbqc"))

@@ -34,7 +34,8 @@ def record(epoch: int, loss: dict[int, float]) -> EpochRecord:
 
 
 def test_curves_show_widths_that_the_first_epoch_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    axes = pytest.importorskip("matplotlib.axes")
+    from matplotlib import axes
+
     drawn: list[str] = []
     original = axes.Axes.plot
 
@@ -50,8 +51,6 @@ def test_curves_show_widths_that_the_first_epoch_left_out(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("file", ["history.json", "curves.png", "step-00000006"])
 def test_a_full_disk_is_told_and_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
-    if file == "curves.png":
-        pytest.importorskip("matplotlib")
     from mbqc.files import write_atomically
 
     def full(path: Path, content: bytes) -> None:
@@ -59,7 +58,7 @@ def test_a_full_disk_is_told_and_takes_nothing_away(tmp_path: Path, monkeypatch:
             raise OSError(28, "No space left on device")
         write_atomically(path, content)
 
-    for module in ("history", "checkpoint"):
+    for module in ("history", "checkpoint.store"):
         monkeypatch.setattr(f"mbqc.passes.train.{module}.write_atomically", full)
     with pytest.raises(CheckpointError, match=rf"^pass train, .*{file}.*: cannot .*No space left on device"):
         trained("epochs=1,checkpoint=3", context(folder=tmp_path))

@@ -271,13 +271,13 @@ def test_estimated_statistics_are_the_same_whatever_a_rank_draws(ranks: list[dic
 
 
 def test_a_loss_of_one_rank_that_is_not_finite_ends_all(ranks: list[dict[str, Any]]) -> None:
-    assert ranks[1]["nan"].startswith("pass train: the loss is nan at 4 bits\n")
-    assert ranks[0]["nan"].startswith("pass train: the loss of another rank is not finite at 4 bits\n")
+    assert ranks[1]["nan"].startswith("pass train: the loss is nan at 4 bits: the output is finite, so it is loss()\n")
+    assert ranks[0]["nan"].startswith("pass train: the loss of another rank is not finite at 4 bits: it says where\n")
 
 
 def test_a_gradient_of_one_rank_that_is_not_finite_ends_all(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
-        assert found["steep"].startswith("pass train: a gradient is not finite at 4 bits: so is the gradient of ")
+        assert found["steep"].startswith("pass train: the gradient is not finite at 4 bits: the gradient of ")
 
 
 def test_ranks_need_the_same_samples(ranks: list[dict[str, Any]]) -> None:
