@@ -170,6 +170,11 @@ class Train(Pass):
         if self.precision == "float64":
             graph.double()
         bits = self._bits(graph)
+        still = [name for name, parameter in graph.named_parameters() if not parameter.requires_grad]
+        if still:
+            listed = f"{', '.join(still[:3])}{', ...' if len(still) > 3 else ''}"
+            message = f"{len(still)} parameter(s) take no gradient and keep their values: {listed}"
+            context.report.add(self.name, "warning", "", message)
         with joined(torch.device("cpu")) as ranks:
             ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines
             trainer = Trainer(graph, self, bits, context, ranks)

@@ -27,6 +27,7 @@ from tests.passes.train.small import (
     differing,
     network,
     quantized,
+    run,
     stripes,
     trained,
     weights,
@@ -191,3 +192,14 @@ def test_every_other_pass_leaves_the_model_alone() -> None:
 
     passes: dict[str, type[Pass]] = {name: find_pass(name) for name in pass_table()}
     assert [name for name, found in passes.items() if found.trains] == ["train"]
+
+
+def test_parameters_without_gradient_are_named() -> None:
+    graph = copy.deepcopy(quantized())
+    kept = graph.get_parameter("3.weight").requires_grad_(False).clone()
+    surroundings = context()
+    after = run(f"train{{batch={BATCH},epochs=1}}", graph, surroundings)
+    assert torch.equal(after.get_parameter("3.weight"), kept)
+    assert "train: 1 parameter(s) take no gradient and keep their values: 3.weight" in map(
+        str, surroundings.report.notes
+    )
