@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +19,7 @@ from mbqc.ir.modules import WidthBatchNorm
 from mbqc.passes.train.parallel.ranks import Ranks, joined
 from mbqc.passes.train.parallel.synchronised import SynchronisedBatchNorm
 from mbqc.widths import Widths
+from tests.passes.train.two_ranks import two_ranks
 
 SHARES = {"equal": (4, 4), "unequal": (5, 3)}
 """Samples of each rank."""
@@ -103,22 +102,8 @@ def work(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What two ranks left behind."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start = multiprocessing.get_context("spawn").Process
-    processes = [start(target=work, args=(rank, port, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    try:
-        assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
+    with two_ranks(work, tmp_path_factory.mktemp("ranks"), 120) as folder:
         yield folder
-    finally:
-        for process in processes:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

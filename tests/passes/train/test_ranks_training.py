@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import signal
-import socket
 import statistics
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -24,6 +22,7 @@ from mbqc.errors import MbqcError
 from mbqc.passes.train.feeds import Feeds
 from mbqc.passes.train.parallel.ranks import joined
 from tests.passes.train.small import BATCH, context, differing, quantized, run, stripes, trained, weights
+from tests.passes.train.two_ranks import two_ranks
 
 EXACT = {
     "plain": "epochs=3,evaluate=0,precision=float64",
@@ -178,22 +177,8 @@ def work(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What two ranks left behind."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start = multiprocessing.get_context("spawn").Process
-    processes = [start(target=work, args=(rank, port, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    try:
-        assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
+    with two_ranks(work, tmp_path_factory.mktemp("ranks"), 300) as folder:
         yield folder
-    finally:
-        for process in processes:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
