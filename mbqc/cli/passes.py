@@ -61,10 +61,10 @@ class PassList(Answer):
                 print("  Types and defaults:")
             for option in row.options:
                 default = "required" if option.default is None else f"= {option.default}"
-                default = "= none" if option.default == ":" else default
+                default = "= none" if option.default in (":", '"none"') else default  # the word needs no quotes here
                 print(f"      {option.name}: {option.type}  {default}")
         if not self.whole:
-            print("\nA pipeline: quant{bits=8:4:2},bncorrect,hasb   More on one pass: mbqc passes NAME")
+            print("\nA pipeline: quant{bits=8:4:2},bncorrect,train{epochs=3}   More on one pass: mbqc passes NAME")
             return
         for row in self.passes:
             for title, names in (("Requires", row.requires), ("Sets", row.sets), ("Clears", row.clears)):
