@@ -73,9 +73,9 @@ def passes(norms: str = "bncorrect", bits: str = "8:4:2", epochs: int = EPOCHS, 
     return ",".join(filter(None, (spec("quant", bits=bits), norms, train(epochs, **training))))
 
 
-def coreset(epochs: int, warmup: int = 1, **training: object) -> str:
-    """A fifth of the data for each width, after some epochs of all of it."""
-    return passes(epochs=epochs, keep=0.2, coreset_warmup=warmup, **training)
+def coreset(epochs: int, warmup: int = 1, keep: float = 0.2, **training: object) -> str:
+    """A share of the data for each width, after some epochs of all of it."""
+    return passes(epochs=epochs, keep=keep, coreset_warmup=warmup, **training)
 
 
 def equal_steps(epochs: int) -> int:
@@ -188,15 +188,16 @@ def teachers() -> Table:
 
 def serving(name: str, epochs: int, *more: Row) -> Table:
     """What it costs to serve the widths 8 to 2."""
-    equal = equal_steps(epochs)
+    equal, fresh = equal_steps(epochs), {"coreset": "random", "selection": "fresh"}
     return Table(
         name,
         f"Cost of serving the widths 8 to 2, {epochs} epochs",
         (
             apart("seven separate trainings", epochs),
             one("one run, 8, 4, 2 bits", passes(epochs=epochs)),
-            one("one run, 20 % of the data", coreset(epochs, coreset="random", selection="fresh")),
-            one("one run, 20 % of the data, no warm-up", coreset(epochs, 0, coreset="random", selection="fresh")),
+            one("one run, 20 % of the data", coreset(epochs, **fresh)),
+            one("one run, 20 % of the data, no warm-up", coreset(epochs, 0, **fresh)),
+            one("one run, 28 % of the data, no warm-up", coreset(epochs, 0, 0.28, **fresh)),
             one(f"one run, full data, as many steps ({equal} epochs)", passes(epochs=equal)),
             *more,
         ),
