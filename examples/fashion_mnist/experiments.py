@@ -104,6 +104,7 @@ def batch_norms(name: str, bits: str) -> Table:
         f"BatchNorm, trained at {bits.replace(':', ', ')} bits",
         (
             row("corrected, frozen", "bncorrect"),
+            row("corrected, frozen, gradient through the moments", "bncorrect{gradient=through}"),
             row("switchable", SWITCHABLE, bn_freeze=0.0),
             row("switchable, frozen", SWITCHABLE),
             row("naive shared", "", bn_freeze=0.0),
