@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from types import EllipsisType, UnionType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
+from mbqc.errors import DataError
 from mbqc.ir.modules import QuantLinear, WidthBatchNorm
 from mbqc.ir.quantized import QUANT_LAYERS, widths_node
 from mbqc.ir.types import type_of
@@ -79,6 +80,8 @@ def _width_norm(norm: Any, layer: str, affine: Literal["shared", "width"]) -> Wi
         made.running_mean.copy_(norm.running_mean)
         made.running_var.copy_(norm.running_var)
         made.num_batches_tracked.copy_(norm.num_batches_tracked)
+    for own, given in ((made.weight, norm.weight), (made.bias, norm.bias)):
+        own.requires_grad_(norm.affine and given.requires_grad)
     return made.train(norm.training)
 
 
@@ -138,7 +141,7 @@ def _leave_train_mode(norm: nn.Module, _: object) -> None:
 
 def estimate(
     graph: fx.GraphModule,
-    batches: Collection[Batch],
+    batches: Iterable[Batch],
     widths: Sequence[Widths],
     per_width: bool,
     progress: Progress = silent,
@@ -151,20 +154,24 @@ def estimate(
 
     Args:
         graph: a quantized graph; it is changed.
-        batches: inputs of the graph, on its device.
+        batches: inputs of the graph, read once.
         widths: what it is run at.
         per_width: split BatchNorms by width first (`split_by_width`), and leave those alone that cannot be.
-        progress: advances with each batch and width.
+        progress: advances with each batch.
+
+    Raises:
+        DataError: a batch gives a BatchNorm a single value a channel.
     """
     if per_width:
         split_by_width(graph)
     estimator, training = _Estimator(graph, WidthBatchNorm if per_width else BatchNorm), graph.training
     graph.eval()
-    with progress("re-estimating BatchNorm", len(batches) * len(widths)) as advance, torch.no_grad():
+    total = len(batches) if isinstance(batches, Sized) else None
+    with progress("re-estimating BatchNorm", total) as advance, torch.no_grad():
         for batch in batches:
             for each in widths:
                 estimator.run(*batch, each)
-                advance()
+            advance()
         for (norm, row), (count, total, squares) in estimator.sums.items():
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -194,6 +201,8 @@ class _Estimator(fx.Interpreter):
             row = norm.row(args[1])
             weight, bias = norm.line(row)
         count = x.numel() // x.shape[1]
+        if count < 2:
+            raise DataError(f"a batch has one value a channel for BatchNorm {target}", hint="larger batches")
         assert norm.running_mean is not None
         mean, variance = torch.zeros(2, x.shape[1], dtype=norm.running_mean.dtype, device=x.device)
         # momentum 1 leaves the batch's own statistics, the variance unbiased: no pass over x of its own

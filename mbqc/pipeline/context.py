@@ -82,7 +82,8 @@ class Context:
             inputs then serve.
         labelled: data with targets for passes that need a loss: batches, a DataLoader, a map-style Dataset, or all
             samples as a tuple of tensors (inputs..., target). None: calibration data without labels.
-        loss: `loss(output, target) -> scalar`, None for the loss against the model's own prediction.
+        loss: `loss(output, target) -> scalar`, None for cross entropy of labels in training, and for
+            the model's own prediction where curvature is measured.
         evaluation: batches with targets on which training is judged.
         metric: `metric(output, target)` of all outputs and targets at once, higher is better; None for top-1 accuracy
             in percent.

@@ -89,7 +89,8 @@ def _as_it_is(batch: object) -> object:
 def samples_of(data: object, inputs: int) -> Samples | None:
     """The samples behind a map-style Dataset, a DataLoader over one, or a tuple of tensors; None for other batches.
 
-    A DataLoader that draws samples in an order of its own (a custom sampler) stays an iterable of batches.
+    A DataLoader in the order of the samples or shuffled gives its samples and settings; training shuffles them anew in
+    every epoch. One that draws in another way (a sampler of its own, with replacement) stays an iterable of batches.
 
     Args:
         inputs: how many inputs the model takes; a tuple of one tensor more holds all samples and their targets.
@@ -98,15 +99,12 @@ def samples_of(data: object, inputs: int) -> Samples | None:
         DataError: tensors of a tuple differ in their first dimension, or there is no sample.
     """
     if isinstance(data, DataLoader):
-        indexed = not isinstance(data.dataset, IterableDataset) and data.batch_size is not None
-        if not indexed or type(data.sampler) not in (RandomSampler, SequentialSampler):
+        if not _gives_each_sample_once(data):
             return None
-        settings = {
-            "collate_fn": data.collate_fn,
-            "num_workers": data.num_workers,
-            "worker_init_fn": data.worker_init_fn,
-            "pin_memory": data.pin_memory,
-        }
+        settings = {name: getattr(data, name) for name in ("collate_fn", "num_workers", "pin_memory", "timeout")}
+        if data.num_workers:
+            several = ("worker_init_fn", "multiprocessing_context", "persistent_workers", "prefetch_factor")
+            settings |= {name: getattr(data, name) for name in several}
         found = Samples(data.dataset, settings, data.batch_size, inputs)
     elif isinstance(data, tuple) and len(data) == inputs + 1 and all(isinstance(part, Tensor) for part in data):
         if len({len(part) if part.dim() else -1 for part in data}) > 1:
@@ -120,6 +118,15 @@ def samples_of(data: object, inputs: int) -> Samples | None:
     if not len(found):
         raise DataError("training data is empty", hint="train_data() must give at least one sample")
     return found
+
+
+def _gives_each_sample_once(loader: DataLoader[Any]) -> bool:
+    sampler = loader.sampler
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return False
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) is SequentialSampler
 
 
 def told(data: Iterable[object], what: str) -> Iterator[object]:

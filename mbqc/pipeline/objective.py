@@ -52,7 +52,7 @@ def cross_entropy(label_smoothing: float) -> Loss:
 
     def loss(output: Any, target: Tensor) -> Tensor:
         require_labels(output, target, "training data", "loss")
-        return torch.nn.functional.cross_entropy(output, target, label_smoothing=label_smoothing)
+        return torch.nn.functional.cross_entropy(output, target.long(), label_smoothing=label_smoothing)
 
     return loss
 

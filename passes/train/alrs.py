@@ -24,7 +24,7 @@ def width_factor(bits: int) -> float:
 def rates(
     rule: Rule, rate: float, bits: int, gradient: Tensor, tensor_of: Tensor, tensors: int
 ) -> tuple[Tensor, float]:
-    """The learning rate of every scale for a step at one width, and the share of them that were clamped to zero.
+    """The learning rate of every scale for a step at one width; and, of those with a gradient, the share clamped to 0.
 
         paper    eta_b (lambda - (1/L) sum_i min(max |clip(g_i)|, 1))    one for all
         layer    eta_b (lambda - min(max |clip(g_i)|, 1))                one for each of the L scale tensors
@@ -49,4 +49,5 @@ def rates(
         size = gradient.new_zeros(tensors).scatter_reduce_(0, tensor_of, size, "amax")
         size = size.mean().expand(tensors)[tensor_of] if rule == "paper" else size[tensor_of]
     found = width_factor(bits) * (rate - size)
-    return found.clamp(min=0.0), float((found <= 0).double().mean())
+    moving = gradient != 0
+    return found.clamp(min=0.0), float((found[moving] <= 0).double().mean()) if bool(moving.any()) else 0.0

@@ -70,6 +70,11 @@ class Feeds:
             raise DataError(f"{ranks.world} ranks cannot share a batch of {self.batch}", hint="train{batch=...}")
         self._everything = self._sampler(torch.arange(len(self.samples)))
 
+    def __str__(self) -> str:
+        if self.samples is None:
+            return f"{self._all_batches} batches"
+        return f"{len(self.samples)} samples in batches of {self.batch}"
+
     def _count_batches(self) -> int:
         """How many batches an epoch has; where the data does not say, by reading it once."""
         if isinstance(self._context.labelled, Iterator):
@@ -122,12 +127,15 @@ class Feeds:
         yield from self._in_order(self.samples, indices[self._ranks.rank :: self._ranks.world])
 
     def inputs(self, most: int) -> Iterator[Batch]:
-        """Inputs of the first batches, at most `most`, the same on all ranks."""
+        """Inputs of at most `most` batches, drawn from all samples, the same ones on all ranks; no short last batch."""
+        seed_everything(f"{self._context.seed} inputs {self._ranks.rank}")
         if self.samples is None:
-            batches = (inputs for inputs, _ in self._context.labelled_batches())
-        else:
-            batches = (fed.inputs for fed in self._in_order(self.samples, torch.arange(len(self.samples))))
-        yield from itertools.islice(batches, most)
+            yield from itertools.islice((inputs for inputs, _ in self._context.labelled_batches()), most)
+            return
+        draw = torch.Generator().manual_seed(self._context.seed % 2**63)
+        order = torch.randperm(len(self.samples), generator=draw)[: most * self.batch]
+        whole = order[: max(len(order) // self.batch, 1) * self.batch]
+        yield from (fed.inputs for fed in self._in_order(self.samples, whole))
 
     def replay(self, epochs: int) -> None:
         """Reads what comes before an epoch, where only that brings the data into the state which it then had."""

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from mbqc.errors import CheckpointError
 from mbqc.files import write_atomically
-from mbqc.pipeline.training import EpochRecord
-
-if TYPE_CHECKING:
-    from mbqc.passes.train.state import State
+from mbqc.pipeline.training import EpochRecord, TrainingResult
 
 HISTORY, CURVES = "history.json", "curves.png"
 
 
-def write_history(folder: Path, state: State) -> None:
-    """Writes the epochs so far as JSON, and where the time went.
+def write_history(folder: Path, result: TrainingResult) -> None:
+    """Writes as JSON what is known so far: metrics by width, epochs, and where the time went.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    record = {
-        "float": state.exact,
-        "before": state.before,
-        "epochs": state.records,
-        "seconds": {part: round(seconds, 3) for part, seconds in state.seconds.items()},
-    }
-    text = msgspec.json.format(msgspec.json.encode(record), indent=2)
-    _write(folder / HISTORY, text)
+    seconds = {part: round(value, 3) for part, value in result.seconds.items()}
+    text = msgspec.json.format(msgspec.json.encode(replace(result, seconds=seconds)), indent=2)
+    try:
+        write_atomically(folder / HISTORY, text)
+    except OSError as error:
+        raise CheckpointError(f"cannot write: {error.strerror or error}", where=str(folder / HISTORY)) from error
 
 
 def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from mbqc.errors import DataError
 from mbqc.ir.quantized import quantized_layers
+from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
 from mbqc.pipeline.data import Batch
 from mbqc.pipeline.objective import join, metric_of
@@ -18,10 +19,15 @@ from mbqc.widths import FLOAT, Widths, resolve
 WHAT = "evaluation data"
 
 
-def float_metric(graph: fx.GraphModule, context: Context) -> float | None:
-    """The metric of the float model inside the graph; None without evaluation data."""
-    found = _metrics(graph, {0: FLOAT}, context)
-    return found.get(0)
+def all_metrics(graph: fx.GraphModule, context: Context) -> tuple[float | None, dict[int, float]]:
+    """The metric of the float model inside the graph, None without evaluation data; and that of every uniform width.
+
+    Raises:
+        DataError: as `metrics`.
+    """
+    layers = quantized_layers(graph)
+    found = _metrics(graph, {0: FLOAT} | {b: resolve(b, layers) for b in ALL_BITS}, context)
+    return found.pop(0, None), found
 
 
 def metrics(graph: fx.GraphModule, bits: Iterable[int], context: Context) -> dict[int, float]:
@@ -45,8 +51,9 @@ def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) 
             if target is None:
                 raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
             targets.append(target)
+            ready = prepared(inputs, dtype)
             for bits, widths in asked.items():
-                outputs[bits].append(graph(*prepared(inputs, dtype), widths))
+                outputs[bits].append(graph(*ready, widths))
     own = metric_of(context.metric)
     return {bits: own(join(found), torch.cat(targets)) for bits, found in outputs.items()}
 

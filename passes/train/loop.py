@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from mbqc.fused.graph import fuse_rectifiers
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.distill import divergence
 from mbqc.passes.train.diverged import first_not_finite
-from mbqc.passes.train.feeds import Fed, Round
+from mbqc.passes.train.feeds import Fed
 from mbqc.passes.train.judge import prepared
 from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
 from mbqc.passes.train.parallel.ranks import Ranks
@@ -64,8 +64,12 @@ class Stepper:
         """The learning rate of weights after `done` rounds."""
         return self._options.rate * self._factor(done)
 
-    def round(self, fed: Round, done: int, observe: Observe) -> None:
-        """Trains on a round; `done` rounds were before it.
+    def chosen(self, done: int) -> list[int]:
+        """The widths of the round before which there were `done` others, highest first."""
+        return self._chosen(self._draw(done))
+
+    def round(self, batches: Mapping[int, Fed], epoch: int, done: int, observe: Observe) -> None:
+        """Trains on a round: each of its widths on its batch; `done` rounds were before it.
 
         Raises:
             PassError: the loss or a gradient is not finite; names width and layer. Weights are as before the step.
@@ -75,10 +79,10 @@ class Stepper:
         chosen = self._chosen(draw)
         highest: Tensor | None = None
         for bits in chosen:
-            batch = fed.batch(bits)
+            batch = batches[bits]
             if each or bits == chosen[0]:
                 self._graph.zero_grad()
-            widths = self._widths(bits, done, draw)
+            widths = self._widths(bits, epoch, draw)
             output, loss = self._backward(bits, batch, widths, highest, 1.0 if each else 1.0 / len(chosen))
             if self._options.distill == "highest" and highest is None:
                 highest = output
@@ -86,24 +90,17 @@ class Stepper:
                 self._step(bits, batch, widths, done)
             observe(bits, batch, output, loss)
 
-    def skip(self, fed: Round, done: int) -> None:
-        """Takes the batches of a round without training on them."""
-        for bits in self._chosen(self._draw(done)):
-            fed.batch(bits)
-
     def _draw(self, done: int) -> Random:
         return Random(f"{self._seed} round {done}")
 
     def _chosen(self, draw: Random) -> list[int]:
         return sandwich(self._bits, draw) if self._options.widths == "sandwich" else list(self._bits)
 
-    def _widths(self, bits: int, done: int, draw: Random) -> Widths:
+    def _widths(self, bits: int, epoch: int, draw: Random) -> Widths:
         widths = resolve(bits, self._layers)
         if not self._draws:
             return widths
-        epochs = self._options.epochs
-        epoch = done * epochs // self._rounds
-        chance = self._options.switch_most * (epoch + 1) / epochs
+        chance = self._options.switch_most * (epoch + 1) / self._options.epochs
         return switched(widths, self._layers, self._draws, chance, draw)
 
     def _backward(
@@ -141,9 +138,10 @@ class Stepper:
         self._ranks.average_gradients(used)
         norm = torch.nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
         if not torch.isfinite(norm):
-            raise self._diverged("the gradient is not finite", "its norm overflows", bits, batch, widths)
+            what = "the gradient" if self._options.step == "each" else "the gradient of all widths together"
+            raise self._diverged(f"{what} is not finite", "its norm overflows", bits, batch, widths)
         if self._options.clip:
-            torch.nn.utils.clip_grads_with_norm_(used, self._options.clip, norm)
+            torch.nn.utils.clip_grad_norm_(self.weights.parameters, self._options.clip)
         factor = self._factor(done)
         self.weights.step(self._options.rate * factor)
         if self._options.scales != "frozen":

@@ -12,6 +12,9 @@ from mbqc.passes.train.alrs import Rule, rates
 
 Scales = Literal["log", "raw", "frozen"]
 
+LEAST_RAW = 0.01
+"""Share of its start to which a raw scale may fall; at next to nothing weights divided by it would overflow."""
+
 
 def scale_parameters(graph: fx.GraphModule) -> list[nn.Parameter]:
     """The scales of all quantizers, in the order of the graph's modules."""
@@ -22,6 +25,9 @@ class WeightOptimizer:
     """Adam over all parameters but scales; only tensors of two or more dimensions (layers' weights) decay.
 
     Where a BatchNorm has an affine part for each width, each is a parameter of its own: it rests in steps at others.
+
+    Attributes:
+        parameters: what it moves.
     """
 
     def __init__(self, graph: fx.GraphModule, weight_decay: float) -> None:
@@ -35,14 +41,15 @@ class WeightOptimizer:
             {"params": [p for p in whole if p.dim() > 1], "weight_decay": weight_decay},
             {"params": [p for p in whole if p.dim() <= 1] + rests, "weight_decay": 0.0},
         ]
+        self.parameters = [*whole, *self._tables]
         self._adam = torch.optim.Adam(groups, fused=True)
 
     def step(self, rate: float) -> None:
         """One step along the gradients, at a learning rate."""
         for table, rows in zip(self._tables, self._rows, strict=True):
             for index, row in enumerate(rows):
-                used = table.grad is not None and bool(table.grad[index].any())
-                row.grad = table.grad[index] if used and table.grad is not None else None
+                gradient = table.grad
+                row.grad = gradient[index] if gradient is not None and bool(gradient[index].any()) else None
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
@@ -59,8 +66,10 @@ class WeightOptimizer:
 class ScaleOptimizer:
     """Adam over the scales of all quantizers as one vector, in the log domain or raw.
 
-    A raw scale of 0.002 and a step of 0.001 do not go together; a step of log(scale) is relative. Scales that the width
-    of a step does not use have no gradient and keep their value, whatever momentum Adam has for them.
+    A raw scale of 0.002 and a step of 0.001 do not go together, and would soon be negative: it stops at LEAST_RAW of
+    what it was before training. A step of log(scale) is relative. Scales that the width
+    of a step does not use have no gradient and keep their value, whatever momentum Adam has for them; the moments do
+    decay meanwhile, so that in turns with two other widths a scale moves by about 0.64 of the rate.
 
     Attributes:
         clamped: of the last step, share of scales whose rate ALRS clamped to zero.
@@ -72,6 +81,7 @@ class ScaleOptimizer:
         self._tensor_of = torch.arange(len(self._sizes)).repeat_interleave(torch.tensor(self._sizes))
         self._log, self._rule = scales == "log", rule
         values = torch.cat([p.detach() for p in self._parameters])
+        self._least = LEAST_RAW * values
         self._vector = nn.Parameter(values.log() if self._log else values)
         self._adam = torch.optim.Adam([self._vector], lr=1.0)
         self.clamped = 0.0
@@ -88,7 +98,7 @@ class ScaleOptimizer:
         used = gradient != 0
         with torch.no_grad():
             moved = before + each * used * (self._vector - before)
-            self._vector.copy_(moved if self._log else moved.clamp(min=torch.finfo(moved.dtype).tiny))
+            self._vector.copy_(moved if self._log else torch.maximum(moved, self._least))
             # exp(log(scale)) is not quite the scale, so those that rest are left alone
             now = torch.cat([p.detach() for p in self._parameters])
             values = torch.where(used, self._vector.exp() if self._log else self._vector, now)

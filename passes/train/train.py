@@ -41,7 +41,7 @@ class Train(Pass):
         scale_rate: highest learning rate of scales; `lambda` of ALRS.
         schedule: how both rates go on after the warm-up.
         warmup: share of the steps in which the rates grow from 0.
-        clip: largest norm of all gradients together; 0 for no limit.
+        clip: largest norm of the gradients of everything but scales together; 0 for no limit.
         label_smoothing: of the usual loss for labels.
         bits: widths to train; by default those that `quant{bits=...}` gave scales of their own.
         widths: for each batch `all` of them, or a `sandwich` of the highest, the lowest and a random one of the others.
@@ -54,14 +54,15 @@ class Train(Pass):
         bn_freeze: share of the steps, at the end, in which BatchNorm statistics stand still.
         reestimate: BatchNorm statistics from 200 batches at the end, `pooled` over the trained widths, or for each
             `width`; both are judged.
-        coreset: each width trains on the share `keep` of the samples with its highest scores.
-        selection: `top` scores, top scores of each class (`balanced`), equally many from ranges of scores without the
-            highest 5 % (`stratified`), or a random subset, `fresh` every epoch.
+        coreset: each width trains on the share `keep` of the samples, selected by these scores of its own.
+        selection: by `top` scores, top scores of each class (`balanced`), equally many from ranges of scores without
+            the highest 5 % (`stratified`), or a random subset, `fresh` every epoch.
         keep: share of the samples in a coreset.
         coreset_warmup: epochs on all samples, which also score them.
         resample: epochs after which samples are scored and selected again; 0 for never.
         evaluate: epochs after which the trained widths are judged; 0 for only at the end.
-        checkpoint: batches after which a checkpoint is written; the end of an epoch writes one too.
+        checkpoint: rounds (one batch for all widths, of coresets one for each) after which a checkpoint is written; the
+            end of an epoch writes one too.
         precision: of the training's arithmetic.
 
     Source: Double Rounding, arXiv 2502.01199, algorithms A.2 and A.3; EMQNet, arXiv 2510.20673, for coresets.
@@ -143,7 +144,7 @@ class Train(Pass):
             return
         batches = "distill=highest compares widths on one batch, but coresets give each width its own"
         yield self.distill == "highest", batches, "distill=float"
-        least = 0 if self.selection == "fresh" else 3 if self.coreset == "tdds" else 1
+        least = 0 if self.coreset == "random" else 3 if self.coreset == "tdds" else 1
         window = f"coreset_warmup={self.coreset_warmup} must be at least {least} with coreset={self.coreset}"
         yield self.coreset_warmup < least, window, None
         sweep = f"coreset_warmup={self.coreset_warmup} must be less than epochs={self.epochs}"

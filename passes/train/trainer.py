@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -17,14 +18,14 @@ from mbqc.passes.train.checkpoint.saving import Part, Saver
 from mbqc.passes.train.coreset.subsets import Subsets
 from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round
 from mbqc.passes.train.history import draw_curves, write_history
-from mbqc.passes.train.judge import float_metric, metrics, prepared
+from mbqc.passes.train.judge import all_metrics, metrics, prepared
 from mbqc.passes.train.loop import Stepper
 from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import Mean, State
 from mbqc.pipeline import Context
 from mbqc.pipeline.context import Advance
 from mbqc.pipeline.training import EpochRecord, TrainingResult
-from mbqc.widths import resolve
+from mbqc.widths import Widths, resolve
 
 if TYPE_CHECKING:
     from mbqc.passes.train.train import Train
@@ -60,7 +61,7 @@ class Trainer:
         parts: dict[str, Part] = {"weights": self._stepper.weights, "scales": self._stepper.scales}
         if self._subsets is not None:
             parts["subsets"] = self._subsets
-        self._saver = Saver(graph, options, parts, context, ranks)
+        self._saver = Saver(graph, options, parts, context, ranks, f"{self._rounds} rounds on {self._feeds}")
 
     def run(self) -> TrainingResult:
         """Trains and judges.
@@ -72,8 +73,7 @@ class Trainer:
         resumed = self._saver.start()
         if resumed is None:
             with self._state.clock("evaluating"):
-                self._state.exact = float_metric(self._graph, self._context)
-                self._state.before = metrics(self._graph, ALL_BITS, self._context)
+                self._state.exact, self._state.before = all_metrics(self._graph, self._context)
         else:
             self._state = resumed
             self._feeds.replay(resumed.epoch)
@@ -86,24 +86,26 @@ class Trainer:
                 if self._ranks.any(interrupt.requested):  # while it was judged and saved
                     raise _stopped(interrupt, self._state, self._context)
         unfreeze_statistics(self._graph)
+        self._graph.zero_grad()
+        result = self._result()
         folder = self._context.folder
-        if (
-            folder is not None
-            and self._ranks.is_first
-            and not draw_curves(folder, self._state.records, self._state.exact)
-        ):
-            self._context.report.add("train", "info", "", "no curves: matplotlib is missing (pip install 'mbqc[plot]')")
-        return self._result()
+        if folder is not None and self._ranks.is_first:
+            write_history(folder, result)
+            if not draw_curves(folder, self._state.records, self._state.exact):
+                missing = "no curves: matplotlib is missing (pip install 'mbqc[plot]')"
+                self._context.report.add("train", "info", "", missing)
+        return result
 
     def _epoch(self, interrupt: Interrupt, advance: Advance) -> None:
         """One epoch, or the rest of it."""
         state, before = self._state, self._state.round
         if self._subsets is not None and (before == 0 or self._options.selection == "fresh"):
             self._subsets.begin_epoch(state.epoch, state)
-        for index, fed in enumerate(self._feeds.epoch(state.epoch)):
-            self._require_expected(index)
-            if index < before:
-                self._stepper.skip(fed, state.done - before + index)
+        index, rounds = 0, self._feeds.epoch(state.epoch)
+        while (fed := self._read(rounds, state.done - before + index if index < before else state.done)) is not None:
+            index += 1
+            self._require_expected(index, at_most=True)
+            if index <= before:
                 continue
             self._round(fed)
             advance(self._status())
@@ -112,27 +114,35 @@ class Trainer:
                 self._saver.save(state)
             if stop:
                 raise _stopped(interrupt, state, self._context)
+        self._require_expected(index, at_most=False)
         if self._subsets is not None:
             self._subsets.end_epoch(state.epoch, state)
         self._close_epoch()
 
-    def _require_expected(self, index: int) -> None:
+    def _read(self, rounds: Iterator[Round], done: int) -> dict[int, Fed] | None:
+        """The batch of each width of the next round, None at the end of the epoch."""
+        with self._state.clock("loading"):
+            fed = next(rounds, None)
+            return {bits: fed.batch(bits) for bits in self._stepper.chosen(done)} if fed is not None else None
+
+    def _require_expected(self, batches: int, at_most: bool) -> None:
         """The learning rate falls over as many rounds as the data promised."""
         expected = self._feeds.rounds()
-        if index >= expected:
+        if batches > expected or (batches < expected and not at_most and self._feeds.samples is None):
             raise DataError(
-                f"an epoch has more than the {expected} batches that it said or had before",
+                f"an epoch has {'more' if batches > expected else 'less'} than the {expected} batches that it said or "
+                "had before",
                 where=WHAT,
                 hint="train_data() must give as many in every epoch",
             )
 
-    def _round(self, fed: Round) -> None:
+    def _round(self, batches: dict[int, Fed]) -> None:
         state = self._state
         if not self._frozen and state.done >= (1.0 - self._options.bn_freeze) * self._rounds:
             freeze_statistics(self._graph)
             self._frozen = True
         with state.clock("training"):
-            self._stepper.round(fed, state.done, self._observe)
+            self._stepper.round(batches, state.epoch, state.done, self._observe)
         state.round, state.done = state.round + 1, state.done + 1
 
     def _observe(self, bits: int, fed: Fed, output: Any, loss: float) -> None:
@@ -166,7 +176,7 @@ class Trainer:
         state.epoch, state.round, state.losses, state.clamped = state.epoch + 1, 0, {}, {}
         self._saver.save(state)
         if self._context.folder is not None and self._ranks.rank == 0:
-            write_history(self._context.folder, state)
+            write_history(self._context.folder, self._so_far({}))
 
     def _status(self) -> str:
         losses = sorted(self._state.losses.items(), reverse=True)
@@ -175,39 +185,34 @@ class Trainer:
         return text + (f"; metric {', '.join(f'{b}: {value:.2f}' for b, value in judged.items())}" if judged else "")
 
     def _result(self) -> TrainingResult:
-        state, layers = self._state, quantized_layers(self._graph)
-        nearest_rows(self._graph, [resolve(bits, layers) for bits in self._bits])
+        state, trained = self._state, [resolve(bits, quantized_layers(self._graph)) for bits in self._bits]
+        nearest_rows(self._graph, trained)
         with state.clock("evaluating"):
             after = metrics(self._graph, ALL_BITS, self._context)
-        graphs = self._reestimated()
+        graphs = self._reestimated(trained)
         with state.clock("evaluating"):
-            pooled, separate = (metrics(g, ALL_BITS, self._context) for g in graphs.values()) if graphs else ({}, {})
+            again = {name: metrics(graph, ALL_BITS, self._context) for name, graph in graphs.items()}
         self.graph = graphs.get(self._options.reestimate, self._graph)
-        return TrainingResult(
-            trained=self._bits,
-            exact=state.exact,
-            before=state.before,
-            after=after,
-            pooled=pooled,
-            separate=separate,
-            epochs=tuple(state.records),
-            seconds=dict(state.seconds),
-        )
+        return replace(self._so_far(after), pooled=again.get("pooled", {}), separate=again.get("width", {}))
 
-    def _reestimated(self) -> dict[str, fx.GraphModule]:
+    def _so_far(self, after: dict[int, float]) -> TrainingResult:
+        state = self._state
+        records, seconds = tuple(state.records), dict(state.seconds)
+        return TrainingResult(self._bits, state.exact, state.before, after, epochs=records, seconds=seconds)
+
+    def _reestimated(self, trained: list[Widths]) -> dict[str, fx.GraphModule]:
         """Copies of the graph with BatchNorm statistics `pooled` over the trained widths, and for each `width`."""
         if self._options.reestimate == "none":
             return {}
-        layers = quantized_layers(self._graph)
-        trained, every = ([resolve(b, layers) for b in bits] for bits in (self._bits, ALL_BITS))
+        every = [resolve(bits, quantized_layers(self._graph)) for bits in ALL_BITS]
+        dtype = next(self._graph.parameters()).dtype
         pooled, separate = copy.deepcopy(self._graph), copy.deepcopy(self._graph)
         with self._state.clock("BatchNorm"):
-            dtype = next(self._graph.parameters()).dtype
-            batches = [prepared(inputs, dtype) for inputs in self._feeds.inputs(ESTIMATION_BATCHES)]
-            estimate(pooled, batches, trained, per_width=False, progress=self._context.progress)
-            estimate(separate, batches, every, per_width=True, progress=self._context.progress)
-            for graph in (pooled, separate):  # each rank may have drawn an augmentation of its own
-                self._ranks.broadcast(graph.state_dict())
+            for graph, widths, per_width in ((pooled, trained, False), (separate, every, True)):
+                batches = (prepared(inputs, dtype) for inputs in self._feeds.inputs(ESTIMATION_BATCHES))
+                estimate(graph, batches, widths, per_width, self._context.progress)
+                self._ranks.broadcast(graph.state_dict())  # each rank may have drawn an augmentation of its own
+            nearest_rows(pooled, trained)
         return {"pooled": pooled, "width": separate}
 
 

@@ -40,7 +40,7 @@ def test_json(cli: Cli, tiny: Path) -> None:
     for row in training["widths"]:
         assert row["pooled"] is row["separate"] is None
         assert abs(row["program"] - row["after"]) <= 100 / 24  # one of the 24 samples
-    assert json.loads(Path("kept/here/history.json").read_text())["float"] == training["exact"]
+    assert json.loads(Path("kept/here/history.json").read_text())["exact"] == training["exact"]
 
 
 @pytest.mark.parametrize("columns", [60, 120])

@@ -37,15 +37,22 @@ class Saver:
     Args:
         graph: as it is before training.
         parts: what is stored beside the graph, by name.
+        data: what tells the data from others, in words.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, options: Train, parts: Mapping[str, Part], context: Context, ranks: Ranks
+        self,
+        graph: fx.GraphModule,
+        options: Train,
+        parts: Mapping[str, Part],
+        context: Context,
+        ranks: Ranks,
+        data: str,
     ) -> None:
         self._graph, self._parts, self._context, self._ranks = graph, parts, context, ranks
         self._store: Store[State] | None = None
         if context.folder is not None:
-            text = f"{format_dataclass(options, options.name)}, seed {context.seed}"
+            text = f"{format_dataclass(options, options.name)}, seed {context.seed}, {data}"
             self._store = Store(context.folder, Identity(_fingerprint(graph), text), State)
             if ranks.is_first:
                 self._store.prepare()

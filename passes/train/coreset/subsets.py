@@ -14,7 +14,7 @@ from mbqc.ir.quantized import quantized_layers
 from mbqc.ir.types import type_of
 from mbqc.passes.train.coreset.scores import Recorder
 from mbqc.passes.train.coreset.selection import coreset_size, select
-from mbqc.passes.train.feeds import Fed, Feeds
+from mbqc.passes.train.feeds import Fed, Feeds, seed_everything
 from mbqc.passes.train.judge import in_eval_mode, prepared
 from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import State
@@ -56,6 +56,7 @@ class Subsets:
         assert options.coreset != "none", "who makes coresets wants some"
         self._recorder = Recorder(options.coreset, len(self._targets), _classes(graph), bits, seed=context.seed)
         self._selected: dict[int, Tensor] = {}
+        self._scored = options.selection != "fresh" and options.coreset != "random"
 
     def begin_epoch(self, epoch: int, state: State) -> None:
         """Selects coresets where it is time to; after the warm-up that takes scores of all samples first."""
@@ -64,28 +65,29 @@ class Subsets:
             everything = torch.arange(len(self._targets))
             self._feeds.use_coresets(dict.fromkeys(self._bits, everything), take=self._size)
             return
-        again = bool(self._options.resample) and since > 0 and since % self._options.resample == 0
+        again = self._scored and bool(self._options.resample) and since > 0 and since % self._options.resample == 0
         if again:
             with state.clock("scoring"):
-                self._score({bits: torch.arange(len(self._targets)) for bits in self._bits})
+                self._score(epoch, {bits: torch.arange(len(self._targets)) for bits in self._bits})
         if again or since == 0:
             with state.clock("selecting"):
                 self._select(epoch)
 
     def observe(self, epoch: int, bits: int, fed: Fed, output: Any) -> None:
         """Notes what the model said in the training forward of a warm-up epoch, which costs no pass of its own."""
-        if epoch < self._options.coreset_warmup and self._options.selection != "fresh":
+        if self._scored and epoch < self._options.coreset_warmup:
             assert fed.indices is not None, "coresets are of samples"
             self._recorder.observe(bits, fed.indices, output, fed.target)
 
     def end_epoch(self, epoch: int, state: State) -> None:
         """Scores the samples that a width has not met in a warm-up epoch (a short last batch, a sandwich)."""
-        if epoch < self._options.coreset_warmup and self._options.selection != "fresh":
+        if self._scored and epoch < self._options.coreset_warmup:
             with state.clock("scoring"):
-                self._score({bits: self._recorder.unseen(bits, self._sum) for bits in self._bits})
+                self._score(epoch, {bits: self._recorder.unseen(bits, self._sum) for bits in self._bits})
 
-    def _score(self, missing: dict[int, Tensor]) -> None:
+    def _score(self, epoch: int, missing: dict[int, Tensor]) -> None:
         """Ends a snapshot, after a forward pass over the `missing` samples of each width."""
+        seed_everything(f"{self._seed} scoring {epoch} {self._ranks.rank}")
         layers = quantized_layers(self._graph)
         dtype = next(self._graph.parameters()).dtype
         with in_eval_mode(self._graph), torch.no_grad():

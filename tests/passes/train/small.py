@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from mbqc.frontend.trace import trace
 from mbqc.lookup import find_pass
-from mbqc.passes.train.feeds import Fed, Round
+from mbqc.numerics import ALL_BITS
+from mbqc.passes.train.feeds import Fed
 from mbqc.passes.train.loop import Stepper
 from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.train import Train
@@ -98,9 +99,9 @@ def batch(index: int = 0) -> Fed:
     return Fed((images[rows],), labels[rows], None)
 
 
-def shared(fed: Fed) -> Round:
-    """A round in which all widths get one batch."""
-    return Round(fed, {})
+def shared(fed: Fed) -> dict[int, Fed]:
+    """One batch for all widths."""
+    return dict.fromkeys(ALL_BITS, fed)
 
 
 def quiet(bits: int, fed: Fed, output: Any, loss: float) -> None:

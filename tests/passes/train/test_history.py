@@ -22,7 +22,8 @@ from tests.passes.train.small import context, differing, trained, weights
 def test_history_is_json_of_the_report(tmp_path: Path) -> None:
     _, result = trained("epochs=2", context(folder=tmp_path))
     found = json.loads((tmp_path / "history.json").read_text())
-    assert found["float"] == result.exact
+    assert found["exact"] == result.exact
+    assert {int(b): v for b, v in found["after"].items()} == result.after
     assert {int(b): v for b, v in found["before"].items()} == result.before
     assert [row["epoch"] for row in found["epochs"]] == [1, 2]
     assert {int(b): v for b, v in found["epochs"][1]["metric"].items()} == result.epochs[1].metric

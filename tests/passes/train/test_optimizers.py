@@ -102,7 +102,7 @@ def test_scales_without_gradient_keep_their_value_for_all_their_momentum(domain:
 def test_a_step_at_one_width_moves_no_activation_scale_of_another() -> None:
     graph, made = stepper(bits=(4,))
     before = {name: p.detach().clone() for name, p in graph.named_parameters() if "scale" in name}
-    made.round(shared(batch()), 0, quiet)
+    made.round(shared(batch()), 0, 0, quiet)
     for name, module in graph.named_modules():
         own = before.get(f"{name}.scale")
         if own is None or not hasattr(module, "bits"):
@@ -134,7 +134,7 @@ def test_alrs_scales_each_step_by_its_rates() -> None:
 def test_frozen_scales_never_move() -> None:
     graph, made = stepper(scales="frozen")
     before = scales_of(graph)
-    made.round(shared(batch()), 0, quiet)
+    made.round(shared(batch()), 0, 0, quiet)
     assert scales_of(graph) == before
 
 
@@ -175,10 +175,10 @@ def test_rows_of_a_switchable_batchnorm_rest_in_steps_at_other_widths() -> None:
     graph, made = stepper(passes=SWITCHABLE)
     layers = [m.layer for m in graph.modules() if isinstance(m, WidthBatchNorm)]
     pinned = {layer for layer, bits in made._layers.items() if bits is not None}
-    made.round(shared(batch()), 0, quiet)  # gives all trained rows momentum
+    made.round(shared(batch()), 0, 0, quiet)  # gives all trained rows momentum
     history = [rows(graph)]
     made._bits = (4,)
-    made.round(shared(batch(1)), 1, quiet)
+    made.round(shared(batch(1)), 0, 1, quiet)
     history.append(rows(graph))
     for layer, pair in zip([n for n in layers for _ in range(2)], zip(*history, strict=True), strict=True):
         moved = (pair[0] != pair[1]).any(1).nonzero().flatten().tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mbqc.errors import CheckpointError, MbqcError
-from tests.passes.train.small import BATCH, context, differing, stripes, trained, weights
+from tests.passes.train.small import BATCH, SAMPLES, context, differing, stripes, trained, weights
 
 EPOCHS = 3
 OPTIONS = {
@@ -97,6 +97,13 @@ def test_any_data(tmp_path: Path, data: str) -> None:
     _resumed_equals_unbroken(tmp_path, OPTIONS["plain"], DATA[data], 31)
 
 
+@pytest.mark.parametrize("kill", [20, 40])
+def test_scores_of_augmented_samples(tmp_path: Path, kill: int) -> None:
+    """Scoring draws random numbers too, between epochs."""
+    options = "epochs=4,checkpoint=1,coreset=el2n,selection=top,keep=0.5,resample=1,bn_freeze=0,reestimate=pooled"
+    _resumed_equals_unbroken(tmp_path, options, Noisy, kill)
+
+
 def _resumed_equals_unbroken(folder: Path, options: str, data: Callable[[], object], kill: int) -> None:
     whole, result = trained(options, context(data(), loss=same_loss))
     with pytest.raises(Stopped):
@@ -148,6 +155,13 @@ def test_another_model_or_other_options_are_refused(tmp_path: Path) -> None:
         trained("epochs=2", context(folder=tmp_path, resume=True))
     with pytest.raises(CheckpointError, match="model: saved"):
         trained("epochs=1", context(folder=tmp_path, resume=True), "normalize,quant{ladder=shift},bncorrect")
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    trained("epochs=1", context(folder=tmp_path))
+    more = context(stripes(2 * SAMPLES), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"6 rounds on 96 samples in batches of 16, now .* 12 rounds on 192"):
+        trained("epochs=1", more)
 
 
 def test_earlier_checkpoints_are_never_overwritten(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from mbqc.ir.compare import sqnr
 from mbqc.ir.modules import WidthBatchNorm
 from mbqc.ir.norms import batch_norms, estimate
 from mbqc.ir.quantized import quantized_layers
-from mbqc.passes.train.judge import float_metric, metrics
+from mbqc.passes.train.judge import all_metrics, metrics
 from mbqc.pipeline import Pass
 from mbqc.pipeline.context import Note
 from mbqc.runtime import make
 from mbqc.widths import resolve
 from tests.passes.train.small import (
     BATCH,
+    QUANTIZED,
     SAMPLES,
     context,
     differing,
@@ -67,7 +68,7 @@ def test_the_report_counts_what_was_done() -> None:
 def test_the_metrics_are_those_of_the_graphs_before_and_after() -> None:
     surroundings = context()
     graph, result = trained("epochs=1", surroundings)
-    assert result.exact == float_metric(quantized(), surroundings)
+    assert result.exact == all_metrics(quantized(), surroundings)[0]
     assert result.before == metrics(quantized(), range(1, 9), surroundings)
     assert result.after == metrics(graph, range(1, 9), surroundings)
     assert result.epochs[-1].metric == {bits: result.after[bits] for bits in (8, 4, 2)}
@@ -151,7 +152,10 @@ def test_statistics_are_estimated_anew_pooled_or_by_width() -> None:
     assert other.separate == metrics(separate, range(1, 9), surroundings)
     by_hand = copy.deepcopy(plain)
     layers = quantized_layers(by_hand)
-    estimate(by_hand, list(zip(stripes()[0].split(BATCH))), [resolve(b, layers) for b in (8, 4, 2)], per_width=False)
+    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
+    estimate(
+        by_hand, list(zip(stripes()[0][order].split(BATCH))), [resolve(b, layers) for b in (8, 4, 2)], per_width=False
+    )
     for name, norm in batch_norms(by_hand).items():
         assert torch.allclose(norm.running_var, batch_norms(pooled)[name].running_var)  # type: ignore[arg-type]
         assert torch.equal(norm.weight, batch_norms(pooled)[name].weight)
@@ -203,3 +207,27 @@ def test_parameters_without_gradient_are_named() -> None:
     assert "train: 1 parameter(s) take no gradient and keep their values: 3.weight" in map(
         str, surroundings.report.notes
     )
+
+
+def test_statistics_are_re_estimated_on_all_kinds_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples sorted by class, and fewer batches than there are: in their order some classes would be missing."""
+    monkeypatch.setattr("mbqc.passes.train.trainer.ESTIMATION_BATCHES", 2)
+    images, labels = stripes()
+    order = labels.argsort(stable=True)
+    _, result = trained(f"{LONG},reestimate=pooled", context((images[order], labels[order])))
+    for bits in (8, 4):
+        assert min(result.pooled[bits], result.separate[bits]) > result.after[bits] - 10
+
+
+def test_rows_of_untrained_widths_are_re_estimated_with_their_neighbours() -> None:
+    graph, _ = trained("epochs=1,reestimate=pooled", passes=QUANTIZED + "{moments=none,statistics=width}")
+    for norm in batch_norms(graph).values():
+        assert isinstance(norm, WidthBatchNorm)
+        assert torch.equal(norm.running_mean[7], norm.running_mean[8])
+        assert torch.equal(norm.running_mean[5], norm.running_mean[4])
+
+
+def test_labels_of_any_whole_number_type() -> None:
+    images, labels = stripes()
+    found = [weights(trained("epochs=1", context((images, labels.to(t))))[0]) for t in (torch.int64, torch.int32)]
+    assert differing(*found) == []
