@@ -152,6 +152,7 @@ def coresets(name: str, epochs: int, tdds_warmup: int) -> Table:
     """Full data against 20 % of it for each width, one epoch of full data before (more for TDDS, see its row)."""
     equal = equal_steps(epochs)
     fresh = {"coreset": "random", "selection": "fresh"}
+    sandwich = {"bits": ":".join(map(str, SERVED)), "widths": "sandwich"}  # of three widths it would be all of them
     tdds = coreset(epochs, tdds_warmup, coreset="tdds", selection="top")
     return Table(
         name,
@@ -163,9 +164,9 @@ def coresets(name: str, epochs: int, tdds_warmup: int) -> Table:
             one("EL2N, stratified", coreset(epochs, coreset="el2n", selection="stratified")),
             one("EL2N, top", coreset(epochs, coreset="el2n", selection="top")),
             one(f"TDDS, top, {tdds_warmup} epochs of full data", tdds),
-            one("sandwich, full data", passes(epochs=epochs, widths="sandwich")),
-            one("sandwich, random fresh", coreset(epochs, **fresh, widths="sandwich")),
-            one(f"sandwich, as many steps ({equal} epochs)", passes(epochs=equal, widths="sandwich")),
+            one("sandwich of 8 to 2, full data", passes(epochs=epochs, **sandwich)),
+            one("sandwich of 8 to 2, random fresh", coreset(epochs, **fresh, **sandwich)),
+            one(f"sandwich of 8 to 2, as many steps ({equal} epochs)", passes(epochs=equal, **sandwich)),
         ),
         ("scoring", "selecting", "BatchNorm"),
     )
