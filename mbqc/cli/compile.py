@@ -18,6 +18,8 @@ from mbqc.cli.training import Training, describe_training
 from mbqc.errors import MbqcError, UsageError
 
 if TYPE_CHECKING:
+    from mbqc import runtime
+    from mbqc.api import Compilation
     from mbqc.pipeline import Context
     from mbqc.pipeline.objective import Metric
     from mbqc.userfile import UserModel
@@ -114,6 +116,10 @@ def compile_(
         return None
     compiled = make(made.program, made.manifest, backend)
     compiled.save(path)
+    return _answer(made, compiled, path, context)
+
+
+def _answer(made: Compilation, compiled: runtime.Compiled, path: Path, context: Context) -> Compiled:
     kernels = compiled.executable.kernels(compiled.widths(), 1)
     return Compiled(
         artifact=str(path),
