@@ -65,11 +65,6 @@ class Ranks:
         """Within it, a BatchNorm in train mode normalizes with the batch of all ranks, and backward knows it."""
         return SynchronisedBatchNorm(self.world) if self.world > 1 else nullcontext()
 
-    def barrier(self) -> None:
-        """Returns when all ranks are here."""
-        if self.world > 1:
-            dist.barrier()
-
     def broadcast(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites `tensors` (a state dict; same names and shapes on all ranks) with those of rank 0."""
         if self.world > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
 
 from mbqc.frontend.trace import trace
 from mbqc.lookup import find_pass
@@ -34,6 +35,19 @@ def stripes(samples: int = SAMPLES, seed: int = 0) -> tuple[Tensor, Tensor]:
     patterns = torch.stack([(row + 0 * column) % 4 < 2, (0 * row + column) % 4 < 2, (row + column) % 4 < 2]).float()
     noise = torch.randn(samples, 1, SIZE, SIZE, generator=draw)
     return patterns[labels][:, None] + 0.7 * noise, labels
+
+
+class Noisy(Dataset[tuple[Tensor, Tensor]]):
+    """The same with an augmentation, which draws from torch's own generator."""
+
+    def __init__(self) -> None:
+        self.images, self.labels = stripes()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index] + 0.1 * torch.randn_like(self.images[index]), self.labels[index]
 
 
 def network() -> nn.Module:

@@ -16,12 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mbqc.errors import MbqcError
 from mbqc.passes.train.feeds import Feeds
 from mbqc.passes.train.parallel.ranks import joined
-from tests.passes.train.small import BATCH, context, differing, quantized, run, stripes, trained, weights
+from tests.passes.train.small import BATCH, Noisy, context, differing, quantized, run, stripes, trained, weights
 from tests.passes.train.two_ranks import two_ranks
 
 EXACT = {
@@ -79,19 +78,6 @@ def told(number: signal.Signals) -> Callable[[Tensor], Tensor]:
         return torch.zeros(())
 
     return send
-
-
-class Noisy(Dataset[tuple[Tensor, Tensor]]):
-    """An augmentation, of which each rank has its own."""
-
-    def __init__(self) -> None:
-        self.images, self.labels = stripes()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index] + 0.5 * torch.randn_like(self.images[index]), self.labels[index]
 
 
 def training(options: str, folder: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mbqc.errors import CheckpointError, MbqcError
-from tests.passes.train.small import BATCH, SAMPLES, context, differing, stripes, trained, weights
+from tests.passes.train.small import BATCH, SAMPLES, Noisy, context, differing, stripes, trained, weights
 
 EPOCHS = 3
 OPTIONS = {
@@ -25,19 +25,6 @@ OPTIONS = {
     "fresh": f"epochs={EPOCHS},checkpoint=2,coreset=random,selection=fresh,keep=0.5",
     "switch": f"epochs={EPOCHS},checkpoint=2,switch=uniform,bn_freeze=0.6",
 }
-
-
-class Noisy(Dataset[tuple[Tensor, Tensor]]):
-    """An augmentation that draws from torch's own generator."""
-
-    def __init__(self) -> None:
-        self.images, self.labels = stripes()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index] + 0.1 * torch.randn_like(self.images[index]), self.labels[index]
 
 
 class Stopped(BaseException):
