@@ -213,7 +213,20 @@ def test_a_run_is_recorded_whole() -> None:
     assert list(record.program) == list(record.graph) == list(WIDTHS)
     assert all(record.program[bits] == pytest.approx(record.graph[bits], abs=100 / 30 + 0.1) for bits in WIDTHS)
     assert record.steps == 0
+    assert record.mixed is not None
+    assert 0 <= record.mixed <= 100
     assert {"torch", "mbqc", "python", "processor"} <= set(record.environment)
+
+
+def test_mixed_widths_are_the_same_for_every_run_and_leave_pinned_layers_alone() -> None:
+    from evidence import MIXED, _mixed
+
+    layers = {"conv1": 8, "conv2": None, "conv3": None, "fc": 8}
+    draws = list(_mixed(layers))
+    assert draws == list(_mixed(layers))
+    assert len(draws) == MIXED
+    assert all(draw["conv1"] == draw["fc"] == 8 for draw in draws)
+    assert len({(draw["conv2"], draw["conv3"]) for draw in draws}) > 4
 
 
 @pytest.mark.usefixtures("noise")

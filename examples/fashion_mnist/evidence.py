@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import platform
+import random
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 
 import model
 import torch
@@ -36,6 +39,9 @@ from mbqc.runtime import make
 from mbqc.widths import resolve
 
 REPORT = Path(__file__).with_name("RESULTS.md")
+
+MIXED = 16
+"""Programs with a width of its own, 8, 4 or 2, for each layer that is not pinned."""
 
 
 def measure(passes: str, seed: int, jobs: int = 1) -> Record:
@@ -82,7 +88,15 @@ def measure(passes: str, seed: int, jobs: int = 1) -> Record:
         steps=trained.epochs[-1].steps if trained.epochs else 0,
         seconds=trained.seconds | {"all": seconds},
         environment=_environment(jobs),
+        mixed=mean(model.metric(compiled(images, bits=bits), labels) for bits in _mixed(compiled.layers)),
     )
+
+
+def _mixed(layers: Mapping[str, int | None]) -> Iterator[dict[str, int]]:
+    """The same draws for every run."""
+    draw = random.Random("mixed")
+    for _ in range(MIXED):
+        yield {layer: draw.choice((8, 4, 2)) if pinned is None else pinned for layer, pinned in layers.items()}
 
 
 def _untrained(graph: fx.GraphModule, images: Tensor, labels: Tensor) -> TrainingResult:

@@ -16,7 +16,7 @@ LONG_EPOCHS = 30
 
 SWITCHABLE = "bncorrect{moments=none,statistics=width,affine=width}"
 
-Column = Literal["clamped", "scoring", "selecting", "BatchNorm"]
+Column = Literal["clamped", "scoring", "selecting", "BatchNorm", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,27 @@ def coresets(name: str, epochs: int, tdds_warmup: int) -> Table:
     )
 
 
+def switching() -> Table:
+    """Widths that layers leave for others in training; the last column mixes widths in inference."""
+    hasb = "hasb{bits=8:4:2}"
+
+    def row(title: str, norms: str, **training: object) -> Row:
+        return one(title, passes(f"{norms},{hasb}", **training))
+
+    return Table(
+        "switching",
+        "Switching: layers at widths of their own, in training and (mixed) in inference",
+        (
+            row("corrected, frozen, no switching", "bncorrect"),
+            row("corrected, frozen, uniform", "bncorrect", switch="uniform"),
+            row("corrected, frozen, hasb", "bncorrect", switch="hasb"),
+            row("switchable, no switching", SWITCHABLE, bn_freeze=0.0),
+            row("switchable, hasb", SWITCHABLE, bn_freeze=0.0, switch="hasb"),
+        ),
+        ("mixed",),
+    )
+
+
 def teachers() -> Table:
     """Distillation, when a step is made, and the first and last layer."""
     ends = passes().replace("bits=8:4:2", "bits=8:4:2,skip=conv:fc")
@@ -220,6 +241,7 @@ TABLES = (
     ladders(),
     scales(),
     teachers(),
+    switching(),
     serving("serving_long", LONG_EPOCHS),
     coresets("coresets_long", LONG_EPOCHS, tdds_warmup=10),
 )

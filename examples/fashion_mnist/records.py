@@ -28,6 +28,7 @@ class Record:
         before, after: of the quantized graph before and after training; equal where nothing was trained.
         graph: of the one that was lowered, which differs from `after` where BatchNorm was re-estimated.
         program: of the Program on the `cpu` backend.
+        mixed: of the Program, mean over random widths by layer (`evidence.MIXED`); None in records from before that.
         pooled, separate: of the graph with BatchNorm statistics re-estimated; empty where that was not asked for.
         clamped: share of scale steps whose rate ALRS clamped to zero, by trained width; empty without ALRS.
         steps: forward and backward passes, one for each width and batch.
@@ -49,6 +50,7 @@ class Record:
     steps: int
     seconds: dict[str, float]
     environment: dict[str, str]
+    mixed: float | None = None
 
     @property
     def cost(self) -> float:

@@ -65,9 +65,12 @@ def _line(row: Measured, columns: Sequence[Column], seeds: int) -> list[str]:
 
 
 def _extra(row: Measured, column: Column) -> str:
+    records = [record for own in row.by_seed.values() for record in own.values()]
+    if column == "mixed":
+        return spread([record.mixed for record in records if record.mixed is not None])
     if column != "clamped":
         return f"{row.total(lambda record: record.seconds.get(column, 0.0)):.1f}"
-    shares = [record.clamped for records in row.by_seed.values() for record in records.values()]
+    shares = [record.clamped for record in records]
     return ", ".join(f"{bits}: {mean(share[bits] for share in shares):.0%}" for bits in shares[0]) or "-"
 
 
