@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mbqc.frontend.trace import trace
 from mbqc.fused.graph import fuse_rectifiers
-from mbqc.fused.native import kernels_for
+from mbqc.fused.kernels import kernels_for
 from mbqc.ir.quantized import quantized_layers
 from mbqc.lookup import find_pass
 from mbqc.pipeline import Context, Pipeline

@@ -1,7 +1,7 @@
 """Fake-quantization and moment correction as autograd functions.
 
-The torch branch of each is its definition; `native.kernels_for` decides which one runs. Forward values are equal bit
-for bit, but for the sign of a zero; sums of gradients to rounding, since native code adds up in float64.
+The torch branch of each is its definition; `kernels.kernels_for` decides which one runs. Forward values are equal bit
+for bit, but for the sign of a zero; sums of gradients to rounding, since the order of float64 sums differs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mbqc import numerics
-from mbqc.fused.native import alike, kernels_for
+from mbqc.fused.kernels import alike, kernels_for
 from mbqc.numerics import Ladder
 
 
@@ -24,8 +24,8 @@ def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int,
     zero outside; at `scale`, `round(x / s) - x / s` inside, the bound less z outside. None at `zero_point`.
 
     Args:
-        x: of any shape.
-        scale, zero_point: scalars.
+        x: of any shape and dtype; what has 16 bits is computed in float32 and rounded at the end.
+        scale, zero_point: scalars, float32 as a rule.
         bits: 1 to 8.
         rectify: quantize `relu(x)`; no gradient passes at `x` where that is zero.
     """
@@ -72,27 +72,24 @@ class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, rectify: bool) -> Tensor:
         ctx.options = bits, rectify
-        ctx.kernels = kernels = kernels_for(x)
-        if kernels is not None:
-            ctx.save_for_backward(x)
-            ctx.grid = step, zero = scale.item(), zero_point.item()
-            return kernels.quantize_activations(x, step, zero, bits, rectify)
+        ctx.kernels = kernels = kernels_for(x, scale, zero_point, half=True)
         ctx.save_for_backward(x, scale, zero_point)
-        x = x.relu() if rectify else x
-        codes = numerics.quantize(x, scale, zero_point, *numerics.activation_range(bits))
-        return (codes - zero_point) * scale
+        if kernels is not None:
+            return kernels.quantize_activations(x, scale, zero_point, bits, rectify)
+        real = _widened(x, scale, rectify)
+        codes = numerics.quantize(real, scale, zero_point, *numerics.activation_range(bits))
+        return ((codes - zero_point) * scale).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         bits, rectify = ctx.options
-        if ctx.kernels is not None:
-            (x,) = ctx.saved_tensors
-            dx, total = ctx.kernels.activation_gradients(x, alike(gradient, x), *ctx.grid, bits, rectify)
-            return dx, x.new_full((), total), None, None, None
         x, scale, zero_point = ctx.saved_tensors
+        if ctx.kernels is not None:
+            gradient = alike(gradient, x)
+            return *ctx.kernels.activation_gradients(x, gradient, scale, zero_point, bits, rectify), None, None, None
         low, high = numerics.activation_range(bits)
-        used = x.relu() if rectify else x
+        used = _widened(x, scale, rectify)
         scaled = used * scale.reciprocal()
         real = scaled + zero_point
         inside = (real >= low) & (real <= high)
@@ -196,6 +193,12 @@ def _standardized(values: Tensor) -> tuple[Tensor, Tensor]:
     mean, spread = (part[:, None] for part in numerics.moments(values))
     spread = torch.where(flat.amin(1, keepdim=True) < flat.amax(1, keepdim=True), spread, 0.0)  # not rounding alone
     return torch.where(spread > 0, (flat - mean) / spread, 0.0), spread
+
+
+def _widened(x: Tensor, scale: Tensor, rectify: bool) -> Tensor:
+    """`x`, or its positive part, as precise as the scale: 16 bits do not hold the codes."""
+    wide = x.to(torch.promote_types(x.dtype, scale.dtype))
+    return wide.relu() if rectify else wide
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from mbqc import numerics
 from mbqc.errors import BackendError
+from mbqc.fused.kernels import Steps
 from mbqc.numerics import Ladder
 
-VERSION = 2
+VERSION = 3
 """Of the C interface, csrc/weights.cpp."""
 
 
@@ -32,31 +32,32 @@ class LadderValues(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """The native operations. Tensors are dense float32 on the CPU; those of one shape have the same strides."""
+class NativeKernels:
+    """`kernels.Kernels` on the CPU."""
 
     library: ctypes.CDLL
 
-    def quantize_activations(self, x: Tensor, scale: float, zero: float, bits: int, rectify: bool) -> Tensor:
-        """`x`, or its positive part where `rectify`, on the grid of `bits`."""
+    def quantize_activations(self, x: Tensor, scale: Tensor, zero: Tensor, bits: int, rectify: bool) -> Tensor:
         y = torch.empty_like(x)
         low, high = numerics.activation_range(bits)
-        self.library.mbqc_quantize_activations(x.data_ptr(), y.data_ptr(), x.numel(), scale, zero, low, high, rectify)
+        self.library.mbqc_quantize_activations(
+            x.data_ptr(), y.data_ptr(), x.numel(), scale.data_ptr(), zero.data_ptr(), low, high, rectify
+        )
         return y
 
     def activation_gradients(
-        self, x: Tensor, gradient: Tensor, scale: float, zero: float, bits: int, rectify: bool
-    ) -> tuple[Tensor, float]:
-        """Gradients at `x` and at the scale."""
-        dx = torch.empty_like(x)
+        self, x: Tensor, gradient: Tensor, scale: Tensor, zero: Tensor, bits: int, rectify: bool
+    ) -> tuple[Tensor, Tensor]:
+        dx, at_scale = torch.empty_like(x), torch.empty_like(scale)
         low, high = numerics.activation_range(bits)
-        at_scale: float = self.library.mbqc_activation_gradients(
+        self.library.mbqc_activation_gradients(
             x.data_ptr(),
             gradient.data_ptr(),
             dx.data_ptr(),
+            at_scale.data_ptr(),
             x.numel(),
-            scale,
-            zero,
+            scale.data_ptr(),
+            zero.data_ptr(),
             low,
             high,
             rectify,
@@ -64,21 +65,14 @@ class Kernels:
         return dx, at_scale
 
     def quantize_weights(self, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) -> Tensor:
-        """`weight` [channels, ...] on the grid of `bits`; `scale` [channels]."""
         y = torch.empty_like(weight)
-        values = LadderValues(
-            1 << (numerics.STORED_BITS - bits),
-            numerics.ladder_offset(bits, ladder),
-            *numerics.weight_range(bits),
-            ladder == "round" and 1 < bits < numerics.STORED_BITS,
-        )
+        values = LadderValues(*Steps.of(bits, ladder))
         self.library.mbqc_quantize_weights(weight.data_ptr(), scale.data_ptr(), y.data_ptr(), _shape(weight), values)
         return y
 
     def weight_gradients(
         self, weight: Tensor, scale: Tensor, quantized: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gradients at `weight` and at `scale`."""
         at_weight, at_scale = torch.empty_like(weight), torch.empty_like(scale)
         self.library.mbqc_weight_gradients(
             weight.data_ptr(),
@@ -95,7 +89,6 @@ class Kernels:
     def correct_moments(
         self, quantized: Tensor, weight: Tensor, scale: Tensor, offset: float, both: bool
     ) -> tuple[Tensor, Tensor]:
-        """Corrected weights and the gain [channels]; `offset` is the ladder's."""
         out, gain = torch.empty_like(quantized), torch.empty_like(scale)
         self.library.mbqc_correct_moments(
             quantized.data_ptr(),
@@ -111,7 +104,6 @@ class Kernels:
         return out, gain
 
     def correction_gradients(self, gradient: Tensor, gain: Tensor) -> Tensor:
-        """Each channel of `gradient`, outermost in memory, times its gain."""
         result = torch.empty_like(gradient)
         channels = len(gain)
         self.library.mbqc_correction_gradients(
@@ -120,34 +112,12 @@ class Kernels:
         return result
 
 
-def kernels_for(tensor: Tensor, *others: Tensor) -> Kernels | None:
-    """The native operations where they can run on these tensors, None where torch has to."""
-    for each in (tensor, *others):
-        if each.dtype != torch.float32 or not each.is_cpu or not _is_dense(each):
-            return None
-    return _installed()
-
-
-def alike(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """`gradient` with the strides of the dense `tensor`, copied where it has others."""
-    return gradient if gradient.stride() == tensor.stride() else torch.empty_like(tensor).copy_(gradient)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
-
-
 def _shape(weight: Tensor) -> Shape:
     channels, inputs = weight.shape[:2]
     return Shape(channels, inputs, weight.shape[2:].numel(), not weight.is_contiguous())
 
 
-@cache
-def _installed() -> Kernels | None:
-    return library_in(Path(__file__).parent)
-
-
-def library_in(folder: Path) -> Kernels | None:
+def library_in(folder: Path) -> NativeKernels | None:
     """The operations of the library in `folder`; None where there is none.
 
     Raises:
@@ -167,10 +137,10 @@ def library_in(folder: Path) -> Kernels | None:
         message = "the training kernels were built from another version"
         raise BackendError(message, where=str(path), hint="reinstall mbqc")
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.mbqc_quantize_activations.argtypes = [pointer] * 2 + [whole] + [real] * 4 + [whole]
+    library.mbqc_quantize_activations.argtypes = [pointer] * 2 + [whole] + [pointer] * 2 + [real] * 2 + [whole]
     library.mbqc_quantize_activations.restype = None
-    library.mbqc_activation_gradients.argtypes = [pointer] * 3 + [whole] + [real] * 4 + [whole]
-    library.mbqc_activation_gradients.restype = ctypes.c_double
+    library.mbqc_activation_gradients.argtypes = [pointer] * 4 + [whole] + [pointer] * 2 + [real] * 2 + [whole]
+    library.mbqc_activation_gradients.restype = None
     library.mbqc_quantize_weights.argtypes = [pointer] * 3 + [Shape, LadderValues]
     library.mbqc_quantize_weights.restype = None
     library.mbqc_weight_gradients.argtypes = [pointer] * 6 + [whole] * 2
@@ -179,4 +149,4 @@ def library_in(folder: Path) -> Kernels | None:
     library.mbqc_correct_moments.restype = None
     library.mbqc_correction_gradients.argtypes = [pointer] * 3 + [whole] * 2
     library.mbqc_correction_gradients.restype = None
-    return Kernels(library)
+    return NativeKernels(library)

@@ -11,15 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mbqc import numerics
 from mbqc.errors import BackendError
-from mbqc.fused import functions, native
+from mbqc.fused import functions, kernels, native
+from mbqc.fused.kernels import kernels_for
 from mbqc.numerics import ALL_BITS, Ladder
 
 laws = settings(deadline=None, derandomize=True, database=None)
 
-built = pytest.mark.skipif(native.kernels_for(torch.zeros(1)) is None, reason="no C++ compiler at install time")
+built = pytest.mark.skipif(kernels_for(torch.zeros(1)) is None, reason="no C++ compiler at install time")
 
 Function = Callable[..., Tensor]
 
@@ -31,7 +33,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def run(function: Function, inputs: tuple[Tensor, ...], *, torch_alone: bool) -> tuple[Tensor, list[Tensor | None]]:
     """Output, and gradients at all inputs for a gradient that is the same each time."""
     leaves = [values.detach().clone().requires_grad_() for values in inputs]
-    chosen = (lambda *_: None) if torch_alone else native.kernels_for
+    chosen = (lambda *_, **__: None) if torch_alone else kernels_for
     with mock.patch.object(functions, "kernels_for", chosen):
         output = function(*leaves)
         output.backward(normal(*output.shape, seed=1).to(output.dtype))
@@ -41,7 +43,7 @@ def run(function: Function, inputs: tuple[Tensor, ...], *, torch_alone: bool) ->
 def assert_native_is_torch(function: Function, *inputs: Tensor) -> None:
     """Values bit for bit, in the layout of the first input; gradients but for the rounding of float32 sums."""
     (found, gradients), (expected, defined) = (run(function, inputs, torch_alone=alone) for alone in (False, True))
-    assert native.kernels_for(*inputs) is not None
+    assert kernels_for(*inputs) is not None
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert found.stride() == inputs[0].stride()
     for gradient, definition, of in zip(gradients, defined, inputs, strict=True):
@@ -273,11 +275,44 @@ def test_gradients_through_the_moments_are_those_of_the_formula(inputs: int, bot
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2).double(), torch.zeros(4)[::2], torch.zeros(2, device="meta")])
 def test_torch_runs_what_native_code_cannot(tensor: Tensor) -> None:
-    assert native.kernels_for(tensor) is None
+    assert kernels_for(tensor) is None
 
 
 def test_without_the_library_torch_runs(tmp_path: Path) -> None:
     assert native.library_in(tmp_path) is None
+
+
+def test_without_triton_torch_runs_on_a_gpu() -> None:
+    installed = kernels._on_gpu.__wrapped__  # not what an earlier call found
+    with mock.patch.multiple(kernels, find_spec=lambda _: None, _on_gpu=installed), FakeTensorMode():
+        x, scalar = torch.empty(4, 9, device="cuda"), torch.empty((), device="cuda")
+        assert kernels_for(x, scalar) is None
+        assert functions.quantize_activation(x, scalar, scalar, 4).device == x.device
+
+
+def test_torch_stays_on_the_device_of_its_tensors() -> None:
+    """And asks for no number, which there is none of here."""
+    with FakeTensorMode():
+        weight, scale, scalar = (torch.empty(shape, device="meta").requires_grad_() for shape in ((4, 300), (4,), ()))
+        quantized = functions.quantize_weight(weight, scale, 4, "round")
+        functions.correct_moments(quantized, weight, scale, 4, "round", both=True, through=True).sum().backward()
+        functions.quantize_activation(weight, scalar, scalar.detach(), 4).sum().backward()
+    assert {leaf.grad.device.type for leaf in (weight, scale, scalar)} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_activations_of_16_bits_are_computed_in_float32(dtype: torch.dtype) -> None:
+    """And rounded at the end; the scale keeps a gradient of float32."""
+    x, scale, zero = normal(500).to(dtype), torch.tensor(0.0123), torch.tensor(128.0)
+
+    def quantize(x: Tensor, scale: Tensor) -> Tensor:
+        return functions.quantize_activation(x, scale, zero, 8, rectify=True)
+
+    found, (at_x, at_scale) = run(quantize, (x, scale), torch_alone=False)
+    expected, (defined, _) = run(quantize, (x.float(), scale), torch_alone=True)
+    assert torch.equal(found, expected.to(dtype))
+    assert torch.equal(at_x, defined.to(dtype))
+    assert (at_x.dtype, at_scale.dtype) == (dtype, torch.float32)
 
 
 def test_a_broken_library_is_an_error_and_no_reason_to_run_torch(tmp_path: Path) -> None:

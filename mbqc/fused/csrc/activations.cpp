@@ -47,16 +47,17 @@ MBQC_CLONES double gradients(const float* x, const float* g, float* dx, int64_t 
 }  // namespace
 }  // namespace mbqc
 
-// y = (clip(round(x / scale + zero)) - zero) * scale, n elements; of max(x, 0) where `rectify`.
-MBQC_EXPORT void mbqc_quantize_activations(const float* x, float* y, int64_t n, float scale, float zero, float low,
-                                           float high, int64_t rectify) {
+// y = (clip(round(x / scale + zero)) - zero) * scale, n elements; of max(x, 0) where `rectify`. One scale, one zero.
+MBQC_EXPORT void mbqc_quantize_activations(const float* x, float* y, int64_t n, const float* scale, const float* zero,
+                                           float low, float high, int64_t rectify) {
     using namespace mbqc;
-    quantize(x, y, n, {scale, zero, low, high}, rectify ? 0 : ANY);
+    quantize(x, y, n, {*scale, *zero, low, high}, rectify ? 0 : ANY);
 }
 
-// dx from x and g, the gradient at y; returns the gradient at the scale.
-MBQC_EXPORT double mbqc_activation_gradients(const float* x, const float* g, float* dx, int64_t n, float scale,
-                                             float zero, float low, float high, int64_t rectify) {
+// dx and the gradient at the scale from x and g, the gradient at y.
+MBQC_EXPORT void mbqc_activation_gradients(const float* x, const float* g, float* dx, float* dscale, int64_t n,
+                                           const float* scale, const float* zero, float low, float high,
+                                           int64_t rectify) {
     using namespace mbqc;
-    return gradients(x, g, dx, n, {scale, zero, low, high}, rectify ? 0 : ANY);
+    *dscale = static_cast<float>(gradients(x, g, dx, n, {*scale, *zero, low, high}, rectify ? 0 : ANY));
 }

@@ -238,4 +238,4 @@ MBQC_EXPORT void mbqc_correction_gradients(const float* g, const float* gain, fl
 }
 
 // Another one means another C interface.
-MBQC_EXPORT int64_t mbqc_fused_version() { return 2; }
+MBQC_EXPORT int64_t mbqc_fused_version() { return 3; }
