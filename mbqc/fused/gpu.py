@@ -10,16 +10,19 @@ from torch import Tensor
 
 from mbqc import numerics
 from mbqc.fused import triton_kernels
-from mbqc.fused.kernels import Steps
+from mbqc.fused.kernels import Kernels, Steps
 from mbqc.numerics import Ladder
 
 BLOCK = 1024
 """Elements that a program has in registers at a time."""
 
 
-class GpuKernels:
-    """`kernels.Kernels` on the GPU that has the tensors. No call waits for it; the same call gives the same bits."""
+def in_triton() -> Kernels:
+    """The operations on the GPU that has the tensors. No call waits for it; the same call gives the same bits."""
+    return _Triton()
 
+
+class _Triton:
     def quantize_activations(self, x: Tensor, scale: Tensor, zero: Tensor, bits: int, rectify: bool) -> Tensor:
         y, high = torch.empty_like(x), float(numerics.activation_range(bits)[1])
         programs = triton.cdiv(x.numel(), BLOCK)
@@ -38,13 +41,14 @@ class GpuKernels:
         return dx, sums.sum().to(scale.dtype).reshape(scale.shape)
 
     def quantize_weights(self, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) -> Tensor:
-        y, (*steps, half_up) = torch.empty_like(weight), Steps.of(bits, ladder)
+        y, steps = torch.empty_like(weight), Steps.of(bits, ladder)
         _launch(
             triton_kernels.quantize_weights,
             len(weight),
-            *(weight, scale, y, *_inputs_and_positions(weight), *map(float, steps)),
+            *(weight, scale, y, *_inputs_and_positions(weight)),
+            *map(float, steps[:4]),
             inputs_last=not weight.is_contiguous(),
-            half_up=half_up,
+            half_up=steps.half_up,
             block=_block_of(weight),
         )
         return y
@@ -81,14 +85,14 @@ class GpuKernels:
 
 
 def _launch(kernel: Any, programs: int, *arguments: Tensor | float, **constants: int) -> None:
-    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]  # Triton launches on the current one
         # a multiplication and an addition round twice (the numerics contract)
         kernel[(programs,)](*arguments, **constants, enable_fp_fusion=False)
 
 
 def _block_of(weight: Tensor) -> int:
     """A whole channel where it fits."""
-    return min(BLOCK, triton.next_power_of_2(max(1, weight.shape[1:].numel())))
+    return min(BLOCK, int(triton.next_power_of_2(max(1, weight.shape[1:].numel()))))
 
 
 def _inputs_and_positions(weight: Tensor) -> tuple[int, int]:

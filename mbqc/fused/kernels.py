@@ -100,6 +100,6 @@ def _on_cpu() -> Kernels | None:
 def _on_gpu() -> Kernels | None:
     if find_spec("triton") is None:  # part of torch where that is built for CUDA on Linux
         return None
-    from mbqc.fused.gpu import GpuKernels  # now: Triton takes long to import
+    from mbqc.fused.gpu import in_triton  # now: Triton takes long to import
 
-    return GpuKernels()
+    return in_triton()

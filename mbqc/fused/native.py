@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbqc import numerics
 from mbqc.errors import BackendError
-from mbqc.fused.kernels import Steps
+from mbqc.fused.kernels import Kernels, Steps
 from mbqc.numerics import Ladder
 
 VERSION = 3
@@ -32,9 +32,7 @@ class LadderValues(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class NativeKernels:
-    """`kernels.Kernels` on the CPU."""
-
+class _Native:
     library: ctypes.CDLL
 
     def quantize_activations(self, x: Tensor, scale: Tensor, zero: Tensor, bits: int, rectify: bool) -> Tensor:
@@ -117,7 +115,7 @@ def _shape(weight: Tensor) -> Shape:
     return Shape(channels, inputs, weight.shape[2:].numel(), not weight.is_contiguous())
 
 
-def library_in(folder: Path) -> NativeKernels | None:
+def library_in(folder: Path) -> Kernels | None:
     """The operations of the library in `folder`; None where there is none.
 
     Raises:
@@ -149,4 +147,4 @@ def library_in(folder: Path) -> NativeKernels | None:
     library.mbqc_correct_moments.restype = None
     library.mbqc_correction_gradients.argtypes = [pointer] * 3 + [whole] * 2
     library.mbqc_correction_gradients.restype = None
-    return NativeKernels(library)
+    return _Native(library)

@@ -38,6 +38,7 @@ def round_double(v):
 
 @triton.jit
 def quantize_activations(x_at, y_at, scale_at, zero_at, high, n, rectify: tl.constexpr, block: tl.constexpr):
+    """A block of y, codes from 0 to `high`, of x or its positive part."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     scale, zero = tl.load(scale_at), tl.load(zero_at)
     x = tl.load(x_at + at, at < n, other=0).to(tl.float32)
@@ -52,7 +53,7 @@ def quantize_activations(x_at, y_at, scale_at, zero_at, high, n, rectify: tl.con
 def activation_gradients(
     x_at, g_at, dx_at, sums_at, scale_at, zero_at, high, n, rectify: tl.constexpr, block: tl.constexpr
 ):
-    """`sums_at`: float64, one a program, that together are the gradient at the scale."""
+    """A block of dx from x and g, the gradient at y; its part of the gradient at the scale to `sums_at`, in float64."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     scale, zero = tl.load(scale_at), tl.load(zero_at)
     value = tl.load(x_at + at, at < n, other=0).to(tl.float32)
@@ -109,7 +110,7 @@ def quantize_weights(
     half_up: tl.constexpr,
     block: tl.constexpr,
 ):
-    """`step`, a power of two, and what follows are of the ladder."""
+    """A channel of y; `step`, a power of two, and what follows are `kernels.Steps`."""
     n = inputs * positions
     channel = tl.program_id(0).to(tl.int64)
     weight_at += channel * n
@@ -156,6 +157,7 @@ def quantize_weights(
 
 @triton.jit
 def weight_gradients(weight_at, scale_at, y_at, g_at, dw_at, dscale_at, n, block: tl.constexpr):
+    """A channel of dw, and the gradient at its scale, from y as above and g, the gradient at y."""
     channel = tl.program_id(0).to(tl.int64)
     reciprocal = tl.div_rn(1.0, tl.load(scale_at + channel))
     sums = tl.full([block], 0, tl.float64)

@@ -1,4 +1,4 @@
-"""Compiles Triton's kernels for an NVIDIA GPU, which need not be there, as `GpuKernels` launches them.
+"""Compiles Triton's kernels for an NVIDIA GPU, which need not be there, as `gpu` launches them.
 
     python -m tests.fused.compile_kernels
 
@@ -43,7 +43,7 @@ def main() -> None:
         compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
         assembly[f"{kernel.__name__} {len(assembly)}"] = compiled.asm["ptx"]
 
-    kernels, scalar, scale = gpu.GpuKernels(), torch.ones(()), torch.ones(3)
+    kernels, scalar, scale = gpu.in_triton(), torch.ones(()), torch.ones(3)
     with mock.patch.object(triton.JITFunction, "run", compile_only):
         for x in (torch.ones(5000), torch.ones(5000, dtype=torch.bfloat16)):
             kernels.quantize_activations(x, scalar, scalar, 4, rectify=True)

@@ -46,7 +46,7 @@ def run(chosen: kernels.Kernels | None, function: Function, inputs: tuple[Tensor
 
 def assert_triton_is_torch(function: Function, *inputs: Tensor) -> None:
     """Values bit for bit, in the layout of the first input; gradients but for the rounding of float32 sums."""
-    (found, *gradients), (expected, *defined) = (run(each, function, inputs) for each in (gpu.GpuKernels(), None))
+    (found, *gradients), (expected, *defined) = (run(each, function, inputs) for each in (gpu.in_triton(), None))
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert found.stride() == inputs[0].stride()
     for gradient, definition, of in zip(gradients, defined, inputs, strict=True):
@@ -87,7 +87,7 @@ def test_activations_of_every_kind_of_float(bits: int, rectify: bool) -> None:
     x = torch.randint(-(2**31), 2**31, (3000,), dtype=torch.int32, generator=torch.Generator().manual_seed(bits))
     x = torch.cat([x.view(torch.float32), torch.tensor([torch.inf, -torch.inf]), torch.arange(-600, 600) / 2 * scale])
     # the scale's gradient is a sum, which huge numbers make infinite
-    found, expected = (run(each, activations(bits, rectify), (x, scale))[:2] for each in (gpu.GpuKernels(), None))
+    found, expected = (run(each, activations(bits, rectify), (x, scale))[:2] for each in (gpu.in_triton(), None))
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -96,7 +96,7 @@ def test_activations_of_16_bits_are_computed_in_float32(dtype: torch.dtype, tole
     """And rounded once; the interpreter cuts bfloat16 off instead, which is the next lower number."""
     x, scale = (3 * normal(5000)).to(dtype), torch.tensor(0.0123)
     function = activations(8, rectify=True)
-    (found, *gradients), defined = (run(each, function, (x, scale)) for each in (gpu.GpuKernels(), None))
+    (found, *gradients), defined = (run(each, function, (x, scale)) for each in (gpu.in_triton(), None))
     wide = run(None, function, (x.float(), scale))[0]
     assert torch.equal(defined[0], wide.to(dtype))
     torch.testing.assert_close(found, defined[0], rtol=tolerance if DEVICE == "cpu" else 0, atol=0)
@@ -204,7 +204,7 @@ def test_moments_of_what_is_not_a_number(inputs: int) -> None:
     def correct(codes: Tensor) -> Tensor:
         return functions.correct_moments(codes, weight.to(DEVICE), scale.to(DEVICE), 4, "round", both=True)
 
-    found, expected = (run(each, correct, (codes,))[0] for each in (gpu.GpuKernels(), None))
+    found, expected = (run(each, correct, (codes,))[0] for each in (gpu.in_triton(), None))
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert found.isnan().any(1).tolist() == [False, True]
 
@@ -234,10 +234,11 @@ def test_compiled_code_rounds_every_operation_and_needs_no_order_of_programs(tmp
 
 
 def test_tensors_on_a_gpu_get_triton() -> None:
+    assert kernels._on_gpu() is not None
     with FakeTensorMode():
         x, scalar = torch.empty(4, 4, device="cuda"), torch.empty((), device="cuda")
-        assert isinstance(kernels.kernels_for(x, scalar), gpu.GpuKernels)
-        assert isinstance(kernels.kernels_for(x.bfloat16(), scalar, half=True), gpu.GpuKernels)
+        assert kernels.kernels_for(x, scalar) is kernels._on_gpu()
+        assert kernels.kernels_for(x.bfloat16(), scalar, half=True) is kernels._on_gpu()
         for others in (x.bfloat16(), x.double(), torch.empty_strided((4, 4), (8, 2), device="cuda")):
             assert kernels.kernels_for(others, scalar) is None
         assert kernels.kernels_for(x, torch.empty(())) is None
