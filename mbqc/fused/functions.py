@@ -196,7 +196,7 @@ def _standardized(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _widened(x: Tensor, scale: Tensor, rectify: bool) -> Tensor:
-    """`x`, or its positive part, as precise as the scale: 16 bits do not hold the codes."""
+    """`x`, or its positive part, at least as precise as the scale: 16 bits are too few to round to the right code."""
     wide = x.to(torch.promote_types(x.dtype, scale.dtype))
     return wide.relu() if rectify else wide
 
