@@ -24,12 +24,14 @@ def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int,
     zero outside; at `scale`, `round(x / s) - x / s` inside, the bound less z outside. None at `zero_point`.
 
     Args:
-        x: of any shape.
+        x: of any shape; half a precision is computed in float32, and the result is of x's dtype again.
         scale, zero_point: scalars.
         bits: 1 to 8.
         rectify: quantize `relu(x)`; no gradient passes at `x` where that is zero.
     """
-    return cast(Tensor, _QuantizeActivation.apply(x, scale, zero_point, bits, rectify))  # type: ignore[no-untyped-call]
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    quantized = cast(Tensor, _QuantizeActivation.apply(exact, scale, zero_point, bits, rectify))  # type: ignore[no-untyped-call]
+    return quantized.to(x.dtype)
 
 
 def quantize_weight(weight: Tensor, scale: Tensor, bits: int, ladder: Ladder) -> Tensor:
