@@ -27,7 +27,7 @@ def find_device(asked: str | torch.device) -> torch.device:
         raise UsageError(f"{asked!r} is no device", where="device", hint="cpu, cuda or cuda:1") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"{device.type} is not supported", where="device", hint="cpu or cuda")
-    if device.type == "cuda" and not torch.backends.cuda.is_built():
+    if device.type == "cuda" and not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         raise UsageError(f"{device}: this PyTorch has no CUDA", where="device", hint="a PyTorch built for CUDA, or cpu")
     found = torch.cuda.device_count() if device.type == "cuda" else 1
     if not found:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "second"
@@ -87,22 +86,30 @@ class _Mode(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    there = [isinstance(tensor, _There) for tensor in tensors]
-    named, copies = kwargs.get("device"), func is torch.ops.aten.copy_.default
-    if any(there) and not copies:
-        for tensor, is_there in zip(tensors, there, strict=True):
-            if not is_there and tensor.dim():  # a number may come from the CPU
-                raise RuntimeError(f"{func}: a tensor {tuple(tensor.shape)} is on the CPU, others on {device()}")
-    inside = dict(kwargs) if named is None else kwargs | {"device": torch.device("cpu")}
-    result = func(*tree_map_only(_There, _held, args), **tree_map_only(_There, _held, inside))
-    if (torch.device(named).type != NAME) if named is not None else not (there[0] if copies else any(there)):
-        return result
-    changed = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, _There)}  # of them some, in place
-    return tree_map_only(
-        Tensor, lambda tensor: changed.get(id(tensor)) if id(tensor) in changed else _There(tensor), result
-    )
+    tensors: list[Tensor] = []
+
+    def held(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor.held if isinstance(tensor, _There) else tensor
+
+    inside = _mapped(held, args), {name: _mapped(held, value) for name, value in kwargs.items()}
+    there = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, _There)}
+    if func is torch.ops.aten.copy_.default:
+        stays = isinstance(args[0], _There)
+    else:
+        forgotten = [tensor for tensor in tensors if not isinstance(tensor, _There) and tensor.dim()]
+        if there and forgotten:  # a number may come from the CPU
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in forgotten)
+            raise RuntimeError(f"{func}: tensors of shapes {shapes} are on the CPU, others on {device()}")
+        stays = bool(there)
+    if (named := kwargs.get("device")) is not None:
+        inside[1]["device"], stays = torch.device("cpu"), torch.device(named).type == NAME
+    result = func(*inside[0], **inside[1])
+    # what was changed in place is the tensor that it was
+    return _mapped(lambda made: there[id(made)] if id(made) in there else _There(made), result) if stays else result
 
 
-def _held(tensor: _There) -> Tensor:
-    return tensor.held
+def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(change, part) for part in value)
+    return change(value) if isinstance(value, Tensor) else value

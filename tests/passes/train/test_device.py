@@ -29,7 +29,7 @@ from mbqc.pipeline.data import samples_of
 from mbqc.pipeline.training import TrainingResult
 from mbqc.widths import resolve
 from tests.passes.train.small import QUANTIZED, Noisy, context, differing, quantized, run, stripes, trained, weights
-from tests.second_device import device, with_second_device
+from tests.second_device import NAME, device, with_second_device
 
 CUDA = torch.device("cuda")
 PLENTY = 1 << 30
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
 }
 
 
-def trains(case: str, away: bool, free: int = PLENTY) -> tuple[dict[str, Tensor], TrainingResult]:
+def trains(case: str, away: bool) -> tuple[dict[str, Tensor], TrainingResult]:
     """What a case gives: on the second device, or on the CPU."""
     data, options, passes = CASES[case]
     there = device() if away else CPU
@@ -86,7 +86,7 @@ def trains(case: str, away: bool, free: int = PLENTY) -> tuple[dict[str, Tensor]
         return -float(nn.functional.cross_entropy(output, target))
 
     surroundings = context(data(), loss=loss, metric=metric, device=there)
-    with patch("mbqc.devices.free_memory", lambda _: free):
+    with patch("mbqc.devices.free_memory", lambda _: PLENTY):
         graph, result = trained(f"evaluate=0,precision=float64,{options}", surroundings, passes)
     assert places == {there}
     assert {tensor.device for tensor in graph.state_dict().values()} == {CPU}
@@ -94,12 +94,9 @@ def trains(case: str, away: bool, free: int = PLENTY) -> tuple[dict[str, Tensor]
     return weights(graph), result
 
 
-@pytest.mark.parametrize("free", [PLENTY, 0])
 @pytest.mark.parametrize("case", CASES)
-def test_training_on_another_device_gives_what_the_cpu_gives(call: Call, case: str, free: int) -> None:
-    if free == 0 and case != "tensors":
-        pytest.skip("only tensors may stay on the device")
-    found, result = call(trains, case, True, free)
+def test_training_on_another_device_gives_what_the_cpu_gives(call: Call, case: str) -> None:
+    found, result = call(trains, case, True)
     expected, exact = trains(case, False)
     assert differing(expected, found) == []
     assert (result.exact, result.before, result.after) == (exact.exact, exact.before, exact.after)
@@ -116,7 +113,7 @@ def mixes(left: bool) -> Tensor:
 def test_the_second_device_takes_no_tensor_of_the_cpu(call: Call) -> None:
     """So a forgotten move would be seen above."""
     assert call(mixes, False).tolist() == [2, 2, 2]
-    with pytest.raises(RuntimeError, match="is on the CPU"):
+    with pytest.raises(RuntimeError, match="are on the CPU"):
         call(mixes, True)
 
 
@@ -160,6 +157,23 @@ def test_a_checkpoint_of_one_device_is_one_of_the_other(call: Call, tmp_path: Pa
     assert differing(away, home) == []
     assert differing(unbroken, goes_on(tmp_path / "away", False)) == []
     assert differing(unbroken, call(goes_on, tmp_path / "home", True)) == []
+
+
+def autocasts() -> list[tuple[str, torch.dtype]]:
+    """For which devices a training in bfloat16 switches to it; the second one has no autocast of its own."""
+    asked: list[tuple[str, torch.dtype]] = []
+
+    def autocast(kind: str, dtype: torch.dtype) -> AbstractContextManager[None]:
+        asked.append((kind, dtype))
+        return nullcontext()
+
+    with patch("torch.autocast", autocast), patch("mbqc.devices.free_memory", lambda _: PLENTY):
+        trained("epochs=1,bits=8,evaluate=0,precision=bfloat16", context(few(), device=device()))
+    return asked
+
+
+def test_bfloat16_is_that_of_the_device(call: Call) -> None:
+    assert set(call(autocasts)) == {(NAME, torch.bfloat16)}
 
 
 class Positions(nn.Module):
@@ -250,7 +264,7 @@ def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("mbqc.passes.train.trainer.Stepper.round", full)
-    with pytest.raises(PassError, match="cpu has not enough memory\n.*batch="):
+    with pytest.raises(PassError, match=r"cpu has not enough memory\n.*batch="):
         trained("epochs=1")
 
 
