@@ -69,7 +69,7 @@ class Feeds:
         if self._checked:
             for _ in context.checked(self.samples.sweep(), WHAT):
                 pass
-        counts = ranks.gather(torch.tensor([len(self.samples)]).to(ranks.device)).tolist()
+        counts = ranks.gather(torch.full((1,), len(self.samples), device=ranks.device)).tolist()
         if len(set(counts)) > 1:
             raise DataError(f"ranks have {counts} samples", where=WHAT, hint="give all samples to each rank")
         self.batch = min(self.samples.batch or batch, len(self.samples))

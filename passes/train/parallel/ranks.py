@@ -83,7 +83,7 @@ class Ranks:
         """The mean over all ranks: of losses; NaN or infinite where one is."""
         if self.world == 1:  # on a GPU the sum would make the host wait
             return value
-        return float(self.sum(torch.tensor(value, dtype=torch.float64, device=self.device))) / self.world
+        return float(self.sum(torch.full((), value, dtype=torch.float64, device=self.device))) / self.world
 
     def of_first(self, value: Value) -> Value:
         """What rank 0 gave as `value`, on all ranks; anything that can be pickled."""
@@ -104,7 +104,7 @@ class Ranks:
         """Whether some rank says so: that it was told to stop, that its loss is not finite."""
         if self.world == 1:
             return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)))
+        return bool(self.sum(torch.full((), float(flag), device=self.device)))
 
 
 @contextmanager

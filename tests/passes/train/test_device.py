@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -157,6 +157,44 @@ def test_a_checkpoint_of_one_device_is_one_of_the_other(call: Call, tmp_path: Pa
     assert differing(away, home) == []
     assert differing(unbroken, goes_on(tmp_path / "away", False)) == []
     assert differing(unbroken, call(goes_on, tmp_path / "home", True)) == []
+
+
+def as_two_ranks(folder: Path) -> list[tuple[str, str]]:
+    """What a first rank of two would send, and from where; the second one is thought to hold the same."""
+    sent: list[tuple[str, str]] = []
+
+    def all_reduce(tensor: Tensor) -> None:
+        sent.append(("sum", tensor.device.type))
+        tensor.mul_(2)
+
+    def all_gather(parts: list[Tensor], own: Tensor) -> None:
+        sent.extend(("gather", tensor.device.type) for tensor in (own, *parts))
+        for part in parts:
+            part.copy_(own)
+
+    def broadcast(tensor: Tensor, src: int) -> None:
+        sent.append(("broadcast", tensor.device.type))
+
+    @contextmanager
+    def join(asked: torch.device) -> Iterator[Ranks]:
+        yield Ranks(0, 2, asked)
+
+    with ExitStack() as patches:
+        for function in (all_reduce, all_gather, broadcast):
+            patches.enter_context(patch.object(dist, function.__name__, function))
+        patches.enter_context(patch.object(dist, "broadcast_object_list", lambda objects, src: None))
+        patches.enter_context(patch("mbqc.passes.train.train.joined", join))
+        patches.enter_context(patch("mbqc.devices.free_memory", lambda _: PLENTY))
+        options = "epochs=2,coreset=random,selection=top,keep=0.5,distill=float,switch=uniform,reestimate=pooled"
+        trained(options, context(few(), folder, device=device()))
+    return sent
+
+
+def test_what_ranks_exchange_is_on_the_device(call: Call, tmp_path: Path) -> None:
+    """nccl takes nothing from the CPU."""
+    sent = call(as_two_ranks, tmp_path)
+    assert {kind for kind, _ in sent} == {"sum", "gather", "broadcast"}
+    assert {place for _, place in sent} == {NAME}
 
 
 def autocasts() -> list[tuple[str, torch.dtype]]:
