@@ -51,7 +51,7 @@ class Subsets:
                 "coresets choose samples, but the training data comes in batches",
                 hint="train_data() must give a Dataset, a DataLoader over one, or tensors",
             )
-        self._targets = feeds.samples.targets().cpu()
+        self._targets = feeds.samples.targets()
         self._size = coreset_size(self._targets, options.keep, feeds.batch)
         assert options.coreset != "none", "who makes coresets wants some"
         self._recorder = Recorder(
