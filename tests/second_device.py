@@ -1,6 +1,6 @@
 """A device of which PyTorch believes that it is none of the CPU's, for tests on machines without another one.
 
-Its tensors say that they are on `DEVICE`, hold their numbers on the CPU, and are computed there; so results are those
+Its tensors say that they are on `device()`, hold their numbers on the CPU, and are computed there; so results are those
 of the CPU bit for bit. A tensor of each device in one operation is an error, as with a GPU. It is stricter than CUDA in
 that an index must be on the device too. Once installed it stays: run what needs it in a process of its own.
 """
