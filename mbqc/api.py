@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
 from mbqc.artifact import Manifest, StoredNote
+from mbqc.devices import CPU, find_device
 from mbqc.errors import PipelineError, UsageError
 from mbqc.frontend.trace import trace
 from mbqc.ir.compare import layer_sqnr
@@ -62,6 +63,7 @@ def compile(
     seed: int = 0,
     folder: str | Path | None = None,
     resume: bool = False,
+    device: str | torch.device = CPU,
 ) -> Compiled:
     """Compiles a model into one that runs at any width from 8 bits to 1.
 
@@ -79,6 +81,8 @@ def compile(
         seed: of everything random.
         folder: where `train` keeps checkpoints, history and curves; None to keep nothing.
         resume: whether `train` goes on from the newest checkpoint in `folder`.
+        device: where `train` computes: `cpu`, `cuda` (under torchrun to each process its own), or `cuda:1` for one GPU
+            of several. All else computes on the CPU.
 
     Raises:
         MbqcError: the model cannot be traced, the pipeline cannot run, the data is wrong; the message says what to do.
@@ -87,7 +91,18 @@ def compile(
     if not isinstance(inputs, tuple | list) or not all(isinstance(part, Tensor) for part in inputs):
         raise UsageError("example_inputs must be a tensor, or a tuple of tensors")
     place = Path(folder) if folder is not None else None
-    context = Context(tuple(inputs), calibration, labelled, loss, evaluation, metric, seed, folder=place, resume=resume)
+    context = Context(
+        tuple(inputs),
+        calibration,
+        labelled,
+        loss,
+        evaluation,
+        metric,
+        seed,
+        folder=place,
+        resume=resume,
+        device=find_device(device),
+    )
     find_backend(backend)
     made = compile_model(model, pipeline_of(passes), context)
     return make(made.program, made.manifest, backend)

@@ -69,9 +69,8 @@ def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     # at least twice as many remainders as are missing point that way, so no code moves away from its number or is
     # pushed out of the range
     order = (remainder * missing.sign()).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
     return (codes + missing.sign() * (rank < missing.abs())).reshape(weight.shape)
 
 

@@ -79,6 +79,9 @@ def compile_(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --training.")] = False,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where `train` runs: cpu, cuda or cuda:1; all else runs on the CPU.")
+    ] = "cpu",
     json: JsonOption = False,
 ) -> Compiled | None:
     """Compile a model file into one artifact.
@@ -90,12 +93,14 @@ def compile_(
     import torch
 
     from mbqc.api import compile_model, pipeline_of
+    from mbqc.devices import find_device
     from mbqc.pipeline.context import silent
     from mbqc.runtime import find_backend, make
     from mbqc.userfile import load_user_model
 
     pipeline = pipeline_of(passes)
     find_backend(backend)
+    found = find_device(device)
     set_data_folder(data)
     torch.manual_seed(seed)
     user = load_user_model(model)
@@ -106,6 +111,9 @@ def compile_(
     context = _context(user, seed)
     if any(item.trains for item in pipeline.passes):
         context = _training_context(context, user, training or path.with_suffix(".training"), path, resume)
+        context = replace(context, device=found)
+    elif found.type != "cpu":
+        raise UsageError("--device is for pipelines with train", where=f"--passes {passes}")
     elif training is not None or resume:
         raise UsageError("--training and --resume are for pipelines with train", where=f"--passes {passes}")
     first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"

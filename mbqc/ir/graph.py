@@ -85,6 +85,16 @@ def fresh_path(gm: fx.GraphModule, stem: str) -> str:
     return f"{parent}.{free}" if parent else free
 
 
+def place(gm: fx.GraphModule, device: torch.device) -> None:
+    """Moves `gm` to a device: parameters, their gradients, buffers, and what calls such as `aten.arange` make there."""
+    gm.to(device)
+    makers = [node for node in gm.graph.nodes if node.kwargs.get("device") not in (None, device)]
+    for node in makers:
+        node.update_kwarg("device", device)
+    if makers:
+        gm.recompile()
+
+
 def get_tensor(gm: fx.GraphModule, target: str) -> torch.Tensor:
     """The parameter, buffer or constant that a `get_attr` node of `gm` reads."""
     path, _, name = target.rpartition(".")

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mbqc.devices import CPU
 from mbqc.errors import DataError, UsageError
 from mbqc.pipeline.data import Batch, LabelledBatch, Samples, check_input, samples_of, split_batch, told
 from mbqc.pipeline.training import TrainingResult
@@ -92,6 +94,7 @@ class Context:
         progress: shows long work.
         folder: where training keeps checkpoints, history and curves; None to keep nothing.
         resume: go on from the newest checkpoint in `folder`.
+        device: where training computes, from `devices.find_device`; all other passes compute on the CPU.
     """
 
     example_inputs: Batch
@@ -105,6 +108,7 @@ class Context:
     progress: Progress = silent
     folder: Path | None = None
     resume: bool = False
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
+from mbqc.devices import fits, moved
 from mbqc.errors import DataError, MbqcError, user_line
 
 Batch = tuple[Tensor, ...]
@@ -54,6 +63,21 @@ class Samples:
         """All samples in order."""
         return self.batches(range(len(self))[at : at + SWEEP_BATCH] for at in range(0, len(self), SWEEP_BATCH))
 
+    def on(self, device: torch.device) -> Samples:
+        """The same samples for training on a device.
+
+        Tensors stay there where they fit (`devices.fits`); other samples are read into pinned memory for a GPU.
+        """
+        if device.type == "cpu":
+            return self
+        if isinstance(self.dataset, _Tensors) and fits(self.dataset.tensors, device):
+            return replace(self, dataset=_Tensors(moved(self.dataset.tensors, device)))
+        return replace(self, settings=self.settings | {"pin_memory": device.type == "cuda"})
+
+    def stay_on(self, device: torch.device) -> bool:
+        """Whether all samples lie on a device."""
+        return isinstance(self.dataset, _Tensors) and all(t.device == device for t in self.dataset.tensors)
+
     def targets(self) -> Tensor:
         """The targets of all samples; reads the data once unless it is tensors.
 
@@ -78,7 +102,7 @@ class _Tensors(Dataset[Any]):
         return len(self.tensors[0])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        pick = torch.tensor(indices)
+        pick = torch.tensor(indices).to(self.tensors[0].device)
         return tuple(tensor[pick] for tensor in self.tensors)
 
 
@@ -90,7 +114,8 @@ def samples_of(data: object, inputs: int) -> Samples | None:
     """The samples behind a map-style Dataset, a DataLoader over one, or a tuple of tensors; None for other batches.
 
     A DataLoader in the order of the samples or shuffled gives its samples and settings; training shuffles them anew in
-    every epoch. One that draws in another way (a sampler of its own, with replacement) stays an iterable of batches.
+    every epoch. A loader that draws in another way (a sampler of its own, with replacement) stays an iterable of
+    batches. A TensorDataset is its tensors, where no worker or function of the user's makes its batches.
 
     Args:
         inputs: how many inputs the model takes; a tuple of one tensor more holds all samples and their targets.
@@ -105,19 +130,27 @@ def samples_of(data: object, inputs: int) -> Samples | None:
         if data.num_workers:
             several = ("worker_init_fn", "multiprocessing_context", "persistent_workers", "prefetch_factor")
             settings |= {name: getattr(data, name) for name in several}
-        found = Samples(data.dataset, settings, data.batch_size, inputs)
+        plain = not data.num_workers and data.collate_fn is default_collate
+        found = _samples(data.dataset, settings, data.batch_size, inputs, plain)
     elif isinstance(data, tuple) and len(data) == inputs + 1 and all(isinstance(part, Tensor) for part in data):
         if len({len(part) if part.dim() else -1 for part in data}) > 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in data)
             raise DataError(f"inputs and targets differ in their number of samples: {shapes}", where="training data")
-        found = Samples(_Tensors(data), {"collate_fn": _as_it_is}, None, inputs)
+        found = _samples(TensorDataset(*data), {}, None, inputs, plain=True)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        found = Samples(data, {}, None, inputs)
+        found = _samples(data, {}, None, inputs, plain=True)
     else:
         return None
     if not len(found):
         raise DataError("training data is empty", hint="train_data() must give at least one sample")
     return found
+
+
+def _samples(dataset: Dataset[Any], settings: dict[str, Any], batch: int | None, inputs: int, plain: bool) -> Samples:
+    """Samples of a dataset; where `plain` says that nothing else is asked of its reader, a TensorDataset is tensors."""
+    if plain and type(dataset) is TensorDataset and len(dataset.tensors) == inputs + 1:
+        return Samples(_Tensors(dataset.tensors), {"collate_fn": _as_it_is}, batch, inputs)
+    return Samples(dataset, settings, batch, inputs)
 
 
 def _gives_each_sample_once(loader: DataLoader[Any]) -> bool:

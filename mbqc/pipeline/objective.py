@@ -78,7 +78,7 @@ def require_labels(output: Any, target: Tensor, where: str, own: str) -> None:
             where=where,
             hint=f"define {own}(output, target)",
         )
-    low, high = int(target.min()), int(target.max())
+    low, high = torch.stack(torch.aminmax(target)).tolist()  # at once: on a GPU each answer makes the host wait
     if low < 0 or high >= output.shape[1]:
         raise DataError(
             f"label {low if low < 0 else high} is out of range: the model has {output.shape[1]} classes",
@@ -116,6 +116,11 @@ def metric_of(own: Metric | None) -> Metric:
             raise DataError(message, where=user_line(error)) from error
 
     return metric
+
+
+def each_tensor(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """An output in which each tensor is changed: the one, or all of a tuple."""
+    return change(output) if isinstance(output, Tensor) else tuple(change(part) for part in output)
 
 
 def join(batches: Sequence[Any]) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbqc.devices import moved
 from mbqc.errors import DataError
 from mbqc.passes.train.coreset.selection import CoresetSampler
 from mbqc.passes.train.parallel.ranks import Ranks
@@ -23,10 +24,10 @@ WHAT = "training data"
 
 @dataclass(frozen=True)
 class Fed:
-    """A batch.
+    """A batch, where the training computes.
 
     Attributes:
-        indices: which samples it holds, None where data comes in batches of its own.
+        indices: on the CPU, which samples it holds, None where data comes in batches of its own.
     """
 
     inputs: Batch
@@ -58,11 +59,17 @@ class Feeds:
     def __init__(self, context: Context, batch: int, ranks: Ranks) -> None:
         self._context, self._ranks = context, ranks
         self._subsets: dict[int, CoresetSampler] = {}
-        self.samples = context.samples()
+        samples = context.samples()
+        self.samples = samples.on(ranks.device) if samples is not None else None
         if self.samples is None:
             self._all_batches = self._count_batches()
             return
-        counts = ranks.gather(torch.tensor([len(self.samples)])).tolist()
+        # a check makes the host wait for the device, so what stays there is checked once
+        self._checked = ranks.device.type != "cpu" and self.samples.stay_on(ranks.device)
+        if self._checked:
+            for _ in context.checked(self.samples.sweep(), WHAT):
+                pass
+        counts = ranks.gather(torch.full((1,), len(self.samples), device=ranks.device)).tolist()
         if len(set(counts)) > 1:
             raise DataError(f"ranks have {counts} samples", where=WHAT, hint="give all samples to each rank")
         self.batch = min(self.samples.batch or batch, len(self.samples))
@@ -130,7 +137,8 @@ class Feeds:
         """Inputs of at most `most` batches, drawn from all samples, the same ones on all ranks; no short last batch."""
         seed_everything(f"{self._context.seed} inputs {self._ranks.rank}")
         if self.samples is None:
-            yield from itertools.islice((inputs for inputs, _ in self._context.labelled_batches()), most)
+            batches = itertools.islice(self._context.labelled_batches(), most)
+            yield from (moved(inputs, self._ranks.device) for inputs, _ in batches)
             return
         draw = torch.Generator().manual_seed(self._context.seed % 2**63)
         order = torch.randperm(len(self.samples), generator=draw)[: most * self.batch]
@@ -158,18 +166,20 @@ class Feeds:
     def _fed(self, samples: Samples, order: Sequence[Sequence[int]]) -> Iterator[Fed]:
         if not order:
             return
-        for (inputs, target), indices in zip(self._context.checked(samples.batches(order), WHAT), order, strict=True):
-            yield Fed(inputs, _known(target), torch.tensor(indices))
+        batches = samples.batches(order)
+        batches = batches if self._checked else self._context.checked(batches, WHAT)
+        for (inputs, target), indices in zip(batches, order, strict=True):
+            yield self._here(inputs, target, torch.tensor(indices))
 
     def _batches_as_they_come(self) -> Iterator[Fed]:
         for inputs, target in self._context.labelled_batches():
-            yield Fed(inputs, _known(target), None)
+            yield self._here(inputs, target, None)
 
-
-def _known(target: Tensor | None) -> Tensor:
-    if target is None:
-        raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
-    return target
+    def _here(self, inputs: Batch, target: Tensor | None, indices: Tensor | None) -> Fed:
+        if target is None:
+            raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
+        *inside, outside = moved((*inputs, target), self._ranks.device)
+        return Fed(tuple(inside), outside, indices)
 
 
 def seed_everything(text: str) -> None:

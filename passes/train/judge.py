@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx
 
+from mbqc.devices import CPU, moved
 from mbqc.errors import DataError
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
 from mbqc.pipeline.data import Batch
-from mbqc.pipeline.objective import join, metric_of
+from mbqc.pipeline.objective import each_tensor, join, metric_of
 from mbqc.widths import FLOAT, Widths, resolve
 
 WHAT = "evaluation data"
@@ -45,15 +46,15 @@ def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) 
         return {}
     outputs: dict[int, list[Tensor]] = {bits: [] for bits in asked}
     targets = []
-    dtype = next(graph.parameters()).dtype
+    like = next(graph.parameters())
     with in_eval_mode(graph), torch.no_grad():
         for inputs, target in context.checked(context.evaluation, WHAT):
             if target is None:
                 raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
-            targets.append(target)
-            ready = prepared(inputs, dtype)
+            targets.append(target.to(CPU))
+            ready = prepared(moved(inputs, like.device), like.dtype)
             for bits, widths in asked.items():
-                outputs[bits].append(graph(*ready, widths))
+                outputs[bits].append(each_tensor(graph(*ready, widths), Tensor.cpu))
     own = metric_of(context.metric)
     return {bits: own(join(found), torch.cat(targets)) for bits, found in outputs.items()}
 

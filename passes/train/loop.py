@@ -22,7 +22,8 @@ from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
 from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.rounds import draws_of, rate_factor, sandwich, switched
 from mbqc.pipeline import Context
-from mbqc.pipeline.objective import Loss, checked_loss, cross_entropy
+from mbqc.pipeline.data import Batch
+from mbqc.pipeline.objective import Loss, checked_loss, cross_entropy, each_tensor
 from mbqc.widths import FLOAT, Widths, resolve
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Stepper:
         self._layers = quantized_layers(graph)
         self._draws = ranks.of_first(draws_of(graph, options.switch, bits)) if options.switch != "none" else {}
         self._dtype = next(graph.parameters()).dtype
+        self._half = options.precision == "bfloat16"
 
     def rate(self, done: int) -> float:
         """The learning rate of weights after `done` rounds."""
@@ -110,7 +112,7 @@ class Stepper:
         inputs = prepared(batch.inputs, self._dtype)
         try:
             with self._ranks.synchronised():
-                output = self._model(*inputs, widths)
+                output = self._run(self._model, inputs, widths)
         except ValueError as error:
             if inputs[0].shape[0] > 1:
                 raise
@@ -121,7 +123,7 @@ class Stepper:
         teacher = highest
         if self._teacher is not None:
             with torch.no_grad():
-                teacher = self._teacher(*inputs, FLOAT)
+                teacher = self._run(self._teacher, inputs, FLOAT)
         if teacher is not None:
             loss = 0.5 * (loss + divergence(output, teacher))
         own = float(loss.detach())
@@ -132,6 +134,17 @@ class Stepper:
             raise self._diverged(f"the loss is {own}", "the output is finite, so it is loss()", bits, batch, widths)
         torch.autograd.backward(loss * share)
         return output.detach() if isinstance(output, Tensor) else output, value
+
+    def _run(self, model: fx.GraphModule, inputs: Batch, widths: Widths) -> Any:
+        """The output, which a loss takes in the precision of the weights."""
+        if not self._half:
+            return model(*inputs, widths)
+        with torch.autocast(self._ranks.device.type, torch.bfloat16):
+            output = model(*inputs, widths)
+        return each_tensor(output, self._exact)
+
+    def _exact(self, output: Tensor) -> Tensor:
+        return output.to(self._dtype) if output.is_floating_point() else output
 
     def _step(self, bits: int, batch: Fed, widths: Widths, done: int) -> None:
         used = [p for p in self._graph.parameters() if p.grad is not None]

@@ -47,9 +47,10 @@ class WeightOptimizer:
     def step(self, rate: float) -> None:
         """One step along the gradients, at a learning rate."""
         for table, rows in zip(self._tables, self._rows, strict=True):
+            gradient = table.grad
+            used = gradient.any(1).tolist() if gradient is not None else ()  # at once: each answer makes the host wait
             for index, row in enumerate(rows):
-                gradient = table.grad
-                row.grad = gradient[index] if gradient is not None and bool(gradient[index].any()) else None
+                row.grad = gradient[index] if gradient is not None and used[index] else None
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
@@ -78,9 +79,10 @@ class ScaleOptimizer:
     def __init__(self, graph: fx.GraphModule, scales: Scales, rule: Rule) -> None:
         self._parameters = scale_parameters(graph)
         self._sizes = [p.numel() for p in self._parameters]
-        self._tensor_of = torch.arange(len(self._sizes)).repeat_interleave(torch.tensor(self._sizes))
         self._log, self._rule = scales == "log", rule
         values = torch.cat([p.detach() for p in self._parameters])
+        tensor_of = torch.arange(len(self._sizes)).repeat_interleave(torch.tensor(self._sizes))
+        self._tensor_of = tensor_of.to(values.device)
         self._least = LEAST_RAW * values
         self._vector = nn.Parameter(values.log() if self._log else values)
         self._adam = torch.optim.Adam([self._vector], lr=1.0)

@@ -10,8 +10,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
+from mbqc.devices import CPU
 from mbqc.errors import PassError, PipelineError
 from mbqc.ir.annotations import Sensitivity, Switching, drop_annotations
+from mbqc.ir.graph import place
 from mbqc.ir.modules import ActivationQuantizer
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
@@ -63,7 +65,8 @@ class Train(Pass):
         evaluate: epochs after which the trained widths are judged; 0 for only at the end.
         checkpoint: rounds (one batch for all widths, of coresets one for each) after which a checkpoint is written; the
             end of an epoch writes one too.
-        precision: of the training's arithmetic.
+        precision: of the training's arithmetic; in `bfloat16` layers compute (autocast), while weights, statistics,
+            quantizers, the loss and what is judged stay float32.
 
     Source: Double Rounding, arXiv 2502.01199, algorithms A.2 and A.3; EMQNet, arXiv 2510.20673, for coresets.
     """
@@ -94,7 +97,7 @@ class Train(Pass):
     resample: int = 2
     evaluate: int = 1
     checkpoint: int = 500
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
 
     name: ClassVar[str] = "train"
     requires: ClassVar[tuple[Property, ...]] = (QUANTIZED,)
@@ -155,10 +158,10 @@ class Train(Pass):
         yield self.coreset == "random" and self.selection in ("balanced", "stratified"), ranks, "selection=fresh or top"
 
     def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
-        """The trained graph, in eval mode.
+        """The trained graph, in eval mode and on the CPU.
 
         Raises:
-            PassError: a width has no scales in the graph, or the loss is no longer finite.
+            PassError: a width has no scales in the graph, the loss is no longer finite, or a GPU has not enough memory.
             DataError: there is no training data, or it does not fit.
             CheckpointError: a checkpoint cannot be written, or there is none to resume from that fits.
         """
@@ -176,11 +179,18 @@ class Train(Pass):
             listed = f"{', '.join(still[:3])}{', ...' if len(still) > 3 else ''}"
             message = f"{len(still)} parameter(s) take no gradient and keep their values: {listed}"
             context.report.add(self.name, "warning", "", message)
-        with joined(torch.device("cpu")) as ranks:
-            ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines
-            trainer = Trainer(graph, self, bits, context, ranks)
-            context.report.training = trainer.run()
+        with joined(context.device) as ranks:
+            place(graph, ranks.device)
+            try:
+                ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines
+                trainer = Trainer(graph, self, bits, context, ranks)
+                context.report.training = trainer.run()
+            except torch.OutOfMemoryError as error:
+                raise PassError(f"{ranks.device} has not enough memory", hint="train{batch=...}, smaller") from error
+            finally:
+                place(graph, CPU)
         trained = trainer.graph.float().eval()
+        place(trained, CPU)
         drop_annotations(trained, Sensitivity, Switching)  # of weights that are no longer there
         return trained
 

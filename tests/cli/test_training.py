@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import mbqc
+from mbqc.errors import PassError
+from mbqc.userfile import load_user_model
 from tests.cli.conftest import TINY, Cli, fits
 
 TRAIN = ("--backend", "reference", "--passes", "quant,bncorrect,train{epochs=2}")
@@ -105,6 +108,37 @@ def test_wrong_calls(
     assert not list(tmp_path.glob("*.mbqc"))
     if code == 2:
         assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"tiny.py"}
+
+
+@pytest.mark.parametrize(
+    ("passes", "device", "message"),
+    [
+        ("quant,train", "cuda", "device: cuda: this PyTorch has no CUDA"),
+        ("quant,train", "gpu", "device: 'gpu' is no device"),
+        ("quant,train", "meta", "device: meta is not supported"),
+        ("quant", "gpu", "device: 'gpu' is no device"),
+    ],
+)
+def test_a_device_that_is_not_there(
+    cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch, passes: str, device: str, message: str
+) -> None:
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
+    cli("compile", tiny, "--passes", passes, "--device", device).refused(2, message, "try: ")
+
+
+def test_a_device_is_what_training_runs_on(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device) -> None:
+        raise PassError(f"asked for {device}")
+
+    monkeypatch.setattr("mbqc.devices.find_device", torch.device)
+    monkeypatch.setattr("mbqc.api.find_device", torch.device)
+    monkeypatch.setattr("mbqc.passes.train.train.joined", refuse)
+    cli("compile", tiny, "--passes", "quant,train", "--device", "cuda:1").refused(1, "pass train: asked for cuda:1")
+    cli("compile", tiny, "--passes", "quant,train").refused(1, "pass train: asked for cpu")
+    cli("compile", tiny, "--passes", "quant", "--device", "cuda:1").refused(2, "--device is for pipelines with train")
+    user = load_user_model(str(tiny))
+    with pytest.raises(PassError, match="asked for cuda:1"):
+        mbqc.compile(user.model(), user.example_inputs(), "quant,train", labelled=user.training_data(), device="cuda:1")
 
 
 STREAM = """

@@ -54,7 +54,9 @@ class Subsets:
         self._targets = feeds.samples.targets()
         self._size = coreset_size(self._targets, options.keep, feeds.batch)
         assert options.coreset != "none", "who makes coresets wants some"
-        self._recorder = Recorder(options.coreset, len(self._targets), _classes(graph), bits, seed=context.seed)
+        self._recorder = Recorder(
+            options.coreset, len(self._targets), _classes(graph), bits, seed=context.seed, device=ranks.device
+        )
         self._selected: dict[int, Tensor] = {}
         self._scored = options.selection != "fresh" and options.coreset != "random"
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
+from mbqc.devices import CPU
 from mbqc.errors import PassError, UsageError
 from mbqc.passes.train.parallel.synchronised import SynchronisedBatchNorm
 
@@ -35,7 +36,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 (a value that nothing changes)
+    device: torch.device = CPU
 
     @property
     def is_first(self) -> bool:
@@ -80,7 +81,9 @@ class Ranks:
 
     def mean(self, value: float) -> float:
         """The mean over all ranks: of losses; NaN or infinite where one is."""
-        return float(self.sum(torch.tensor(value, dtype=torch.float64, device=self.device))) / self.world
+        if self.world == 1:  # on a GPU the sum would make the host wait
+            return value
+        return float(self.sum(torch.full((), value, dtype=torch.float64, device=self.device))) / self.world
 
     def of_first(self, value: Value) -> Value:
         """What rank 0 gave as `value`, on all ranks; anything that can be pickled."""
@@ -99,7 +102,9 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether some rank says so: that it was told to stop, that its loss is not finite."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)))
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.full((), float(flag), device=self.device)))
 
 
 @contextmanager
@@ -109,48 +114,56 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Ran
     A process group that is there already is used and left as it is.
 
     Args:
-        device: `cpu`, or `cuda` for the GPU of this process's number on its machine.
+        device: `cpu`, `cuda` for the GPU of this process's number on its machine, or `cuda:1` for one of several.
         patience: how long a rank waits for one that is alive but does not answer.
 
     Raises:
-        UsageError: the environment is incomplete, or the machine has fewer GPUs than processes.
+        UsageError: the environment is incomplete, the machine has fewer GPUs than processes, or one GPU was asked for
+            by several processes.
         PassError: another rank was lost, before or within the block.
     """
     if dist.is_initialized():
         rank, world = dist.get_rank(), dist.get_world_size()
-        with _lost_ranks_explained(rank, world):
-            yield Ranks(rank, world, _own(device))
+        with _own(device, world) as own, _lost_ranks_explained(rank, world):
+            yield Ranks(rank, world, own)
         return
     world = _number("WORLD_SIZE", 1)
     if world == 1:
-        yield Ranks(device=device)
+        with _own(device, world) as own:
+            yield Ranks(device=own)
         return
-    rank, device = _number("RANK"), _own(device)
+    if device.type == "cuda" and device.index is not None:
+        raise UsageError(f"{device} is one GPU, but there are {world} processes", hint="cuda: to each its own")
+    rank = _number("RANK")
     if not 0 <= rank < world:
         raise UsageError(f"RANK={rank} is not one of {world} processes", hint="start with torchrun")
     if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
         raise UsageError("MASTER_ADDR and MASTER_PORT say where the processes meet", hint="start with torchrun")
-    with _lost_ranks_explained(rank, world):
+    with _own(device, world) as own, _lost_ranks_explained(rank, world):
         store, _, _ = next(rendezvous("env://", timeout=patience))
         # torchrun's store outlives a group, and a second one in this process must not read what the first has left
         meeting = PrefixStore(f"mbqc {store.add(f'mbqc rank {rank}', 1)}", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "nccl" if own.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=patience)
         try:
-            yield Ranks(rank, world, device)
+            yield Ranks(rank, world, own)
         finally:
             dist.destroy_process_group()
 
 
-def _own(device: torch.device) -> torch.device:
-    """The GPU of this process where GPUs are wanted."""
+@contextmanager
+def _own(device: torch.device, world: int) -> Iterator[torch.device]:
+    """The device of this process; a GPU is the current one within the block, as nccl and Triton want it."""
     if device.type != "cuda":
-        return device
-    local, found = _number("LOCAL_RANK"), torch.cuda.device_count()
+        yield device
+        return
+    local, found = device.index, torch.cuda.device_count()
+    if local is None:
+        local = _number("LOCAL_RANK") if world > 1 else 0
     if local >= found:
         raise UsageError(f"process {local} of this machine finds {found} GPUs", hint="one process for each GPU")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+    with torch.cuda.device(local):
+        yield torch.device("cuda", local)
 
 
 def _number(name: str, default: int | None = None) -> int:

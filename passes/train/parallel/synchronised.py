@@ -109,6 +109,6 @@ class _Normalize(torch.autograd.Function):
         slope = -gain * sums[1] / (ctx.count * deviation)
         constant = -gain * sums[0] / ctx.count - slope * mean
         shape = (1, -1, *[1] * (x.dim() - 2))
-        dx = dx + x * slope.reshape(shape).to(x.dtype) + constant.reshape(shape).to(x.dtype)
+        dx = dx.to(mean.dtype) + x * slope.reshape(shape) + constant.reshape(shape)
         learns = ctx.needs_input_grad
-        return dx, by_weight if learns[1] else None, by_bias if learns[2] else None, None, None, None, None
+        return dx.to(x.dtype), by_weight if learns[1] else None, by_bias if learns[2] else None, None, None, None, None

@@ -24,6 +24,7 @@ OPTIONS = {
     "coreset": f"epochs={EPOCHS},checkpoint=2,coreset=el2n,keep=0.5,resample=1",
     "fresh": f"epochs={EPOCHS},checkpoint=2,coreset=random,selection=fresh,keep=0.5",
     "switch": f"epochs={EPOCHS},checkpoint=2,switch=uniform,bn_freeze=0.6",
+    "bfloat16": f"epochs={EPOCHS},checkpoint=2,precision=bfloat16",
 }
 
 
