@@ -62,7 +62,7 @@ class Train(Pass):
         resample: epochs after which samples are scored and selected again; 0 for never.
         evaluate: epochs after which the trained widths are judged; 0 for only at the end.
         checkpoint: rounds (one batch for all widths, of coresets one for each) after which a checkpoint is written; the
-            end of an epoch writes one too.
+            end of an epoch writes one too. None is written while a width gives no better answer than a constant.
         precision: of the training's arithmetic.
 
     Source: Double Rounding, arXiv 2502.01199, algorithms A.2 and A.3; EMQNet, arXiv 2510.20673, for coresets.
@@ -158,7 +158,7 @@ class Train(Pass):
         """The trained graph, in eval mode.
 
         Raises:
-            PassError: a width has no scales in the graph, or the loss is no longer finite.
+            PassError: a width has no scales in the graph, the loss is no longer finite, or what the model knew is lost.
             DataError: there is no training data, or it does not fit.
             CheckpointError: a checkpoint cannot be written, or there is none to resume from that fits.
         """

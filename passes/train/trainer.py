@@ -110,7 +110,7 @@ class Trainer:
             self._round(fed)
             advance(self._status())
             stop = self._ranks.any(interrupt.requested)
-            if stop or state.done % self._options.checkpoint == 0:
+            if stop or (state.done % self._options.checkpoint == 0 and not state.watch.in_doubt):
                 self._saver.save(state)
             if stop:
                 raise _stopped(interrupt, state, self._context)
@@ -148,6 +148,8 @@ class Trainer:
     def _observe(self, bits: int, fed: Fed, output: Any, loss: float) -> None:
         """After the step of a width."""
         state = self._state
+        if state.steps == 0:
+            state.watch.begin(loss, self._stepper.blind_loss(fed, output))
         state.steps += 1
         state.losses.setdefault(bits, Mean()).add(loss)
         if self._options.alrs != "off":
@@ -155,6 +157,8 @@ class Trainer:
         if self._subsets is not None:
             with state.clock("scoring"):
                 self._subsets.observe(state.epoch, bits, fed, output)
+        if state.watch.add(bits, loss):
+            raise self._stepper.lost(bits, loss, state.done, state.watch)
 
     def _close_epoch(self) -> None:
         state, options = self._state, self._options
@@ -174,7 +178,8 @@ class Trainer:
             )
         )
         state.epoch, state.round, state.losses, state.clamped = state.epoch + 1, 0, {}, {}
-        self._saver.save(state)
+        if not state.watch.in_doubt:
+            self._saver.save(state)
         if self._context.folder is not None and self._ranks.rank == 0:
             write_history(self._context.folder, self._so_far({}))
 
