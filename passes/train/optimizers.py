@@ -24,7 +24,8 @@ def scale_parameters(graph: fx.GraphModule) -> list[nn.Parameter]:
 class WeightOptimizer:
     """Adam over all parameters but scales; only tensors of two or more dimensions (layers' weights) decay.
 
-    Where a BatchNorm has an affine part for each width, each is a parameter of its own: it rests in steps at others.
+    Where a BatchNorm has an affine part for each of its rows, each is a parameter of its own: it rests in steps at
+    others.
 
     Attributes:
         parameters: what it moves.
@@ -47,9 +48,10 @@ class WeightOptimizer:
     def step(self, rate: float) -> None:
         """One step along the gradients, at a learning rate."""
         for table, rows in zip(self._tables, self._rows, strict=True):
+            gradient = table.grad
+            used = [False] * len(rows) if gradient is None else gradient.any(1).tolist()
             for index, row in enumerate(rows):
-                gradient = table.grad
-                row.grad = gradient[index] if gradient is not None and bool(gradient[index].any()) else None
+                row.grad = gradient[index] if gradient is not None and used[index] else None
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from mbqc.errors import DataError, MbqcError
-from mbqc.ir.norms import estimate, freeze_statistics, nearest_rows, unfreeze_statistics
+from mbqc.ir.norms import estimate, freeze_statistics, nearest_rows, trained_rows, unfreeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
@@ -191,10 +191,11 @@ class Trainer:
 
     def _result(self) -> TrainingResult:
         state, trained = self._state, [resolve(bits, quantized_layers(self._graph)) for bits in self._bits]
-        nearest_rows(self._graph, trained)
+        rows = trained_rows(self._graph, trained)
+        nearest_rows(self._graph, rows)
         with state.clock("evaluating"):
             after = metrics(self._graph, ALL_BITS, self._context)
-        graphs = self._reestimated(trained)
+        graphs = self._reestimated(trained, rows)
         with state.clock("evaluating"):
             again = {name: metrics(graph, ALL_BITS, self._context) for name, graph in graphs.items()}
         self.graph = graphs.get(self._options.reestimate, self._graph)
@@ -205,7 +206,7 @@ class Trainer:
         records, seconds = tuple(state.records), dict(state.seconds)
         return TrainingResult(self._bits, state.exact, state.before, after, epochs=records, seconds=seconds)
 
-    def _reestimated(self, trained: list[Widths]) -> dict[str, fx.GraphModule]:
+    def _reestimated(self, trained: list[Widths], rows: dict[str, set[int]]) -> dict[str, fx.GraphModule]:
         """Copies of the graph with BatchNorm statistics `pooled` over the trained widths, and for each `width`."""
         if self._options.reestimate == "none":
             return {}
@@ -217,7 +218,7 @@ class Trainer:
                 batches = (prepared(inputs, dtype) for inputs in self._feeds.inputs(ESTIMATION_BATCHES))
                 estimate(graph, batches, widths, per_width, self._context.progress)
                 self._ranks.broadcast(graph.state_dict())  # each rank may have drawn an augmentation of its own
-            nearest_rows(pooled, trained)
+            nearest_rows(pooled, rows)
         return {"pooled": pooled, "width": separate}
 
 
