@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from mbqc.artifact import Manifest, StoredNote
 from mbqc.devices import CPU, find_device
 from mbqc.errors import PipelineError, UsageError
+from mbqc.frontend.dropout import dropouts
 from mbqc.frontend.trace import trace
 from mbqc.ir.compare import layer_sqnr
 from mbqc.lookup import find_pass
@@ -142,6 +143,8 @@ def compile_model(model: nn.Module, pipeline: Pipeline, context: Context, dump: 
     if torch.is_inference_mode_enabled():
         raise UsageError("passes need gradients", where="torch.inference_mode", hint="compile outside of it")
     graph = trace(model, context.example_inputs)
+    if any(item.trains for item in pipeline.passes):
+        _note_dropout(model, graph, context.report)
     instruments: list[Instrument] = [Timing(context.report), Verify(ALL), Compare(context)]
     if dump is not None:
         instruments.append(Dump(dump))
@@ -152,6 +155,14 @@ def compile_model(model: nn.Module, pipeline: Pipeline, context: Context, dump: 
     assert isinstance(program, Program), "lower makes a Program"
     manifest = _manifest(model, graph, quantized, pipeline, context)
     return Compilation(pipeline, quantized, program, manifest, context.report)
+
+
+def _note_dropout(model: nn.Module, graph: fx.GraphModule, report: Report) -> None:
+    found = [f"{name} (p={share:g})" for name, share in dropouts(model, graph).items()]
+    if found:
+        listed = f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+        message = f"dropout in {len(found)} place(s) is removed and does not act in this training: {listed}"
+        report.add("train", "warning", "", message)
 
 
 def _manifest(

@@ -31,8 +31,10 @@ def _check_quantized(graph: fx.GraphModule) -> None:
         named: tuple[str, ...] = ()
         if isinstance(module, ActivationQuantizer):
             named = module.layers
-        elif isinstance(module, WeightQuantizer | MomentCorrection | WidthBatchNorm):
+        elif isinstance(module, WeightQuantizer | MomentCorrection):
             named = (module.layer,)
+        elif isinstance(module, WidthBatchNorm):
+            named = (module.layer, *module.before)
         for name in named:
             if name not in layers:
                 raise VerifyError(

@@ -49,6 +49,14 @@ class Widths:
         """Width of a tensor that `layers` read: the widest of them, or 8 bits where none does."""
         return max((self.by_layer[layer] for layer in layers), default=FULL_BITS)
 
+    def pair(self, layer: str, before: tuple[str, ...]) -> int:
+        """The row of a table that has one for each width of a layer, or one for each pair of widths.
+
+        Rows go by the width of `layer` from 1 to 8; with `before`, eight such blocks go by the widest of these.
+        """
+        own = self.by_layer[layer] - 1
+        return own + FULL_BITS * (self.governing(before) - 1) if before else own
+
     def __str__(self) -> str:
         if self.is_float:
             return "float"

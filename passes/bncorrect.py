@@ -10,7 +10,7 @@ from torch import fx
 
 from mbqc.errors import PassError, PipelineError
 from mbqc.ir.modules import MomentCorrection
-from mbqc.ir.norms import estimate, split_by_width
+from mbqc.ir.norms import estimate, nearest_rows, split_by_width, width_norms
 from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of, widths_node
 from mbqc.ir.types import TensorType
 from mbqc.numerics import ALL_BITS
@@ -26,17 +26,20 @@ class BnCorrect(Pass):
     Options:
         moments: what is restored of each output channel's weights: `mean`, `both` (mean and spread), or `none`.
         statistics: `shared` keeps the model's BatchNorm statistics; `width` re-estimates them for each width on the
-            calibration data (same speed when deployed; the artifact grows by 56 bytes a channel).
-        affine: of BatchNorms with statistics for each width: `shared`, or one for each `width`, which training tells
-            apart. `moments=none,statistics=width,affine=width` is switchable BatchNorm.
+            calibration data (same speed when deployed; the artifact grows by 56 bytes a channel). `pair` keeps them for
+            each pair of widths, of the layer and of the widest layer that leads to it (504 bytes a channel), which
+            `train{switch=...}` tells apart; until then a pair has those of its own layer's width.
+        affine: of BatchNorms with statistics for each width or pair: `shared`, or one for each `width` or `pair`, which
+            training tells apart. `moments=none,statistics=width,affine=width` is switchable BatchNorm, and with `pair`
+            it is transitional BatchNorm (Bit-Mixer, arXiv 2103.17267).
         gradient: in training, of the corrected weights: with the moments `detached`, or `through` them.
 
     Source: EMQNet, arXiv 2510.20673; the exact form is `mbqc.numerics.correct_moments`.
     """
 
     moments: Literal["none", "mean", "both"] = "both"
-    statistics: Literal["shared", "width"] = "shared"
-    affine: Literal["shared", "width"] = "shared"
+    statistics: Literal["shared", "width", "pair"] = "shared"
+    affine: Literal["shared", "width", "pair"] = "shared"
     gradient: Literal["detached", "through"] = "detached"
 
     name: ClassVar[str] = "bncorrect"
@@ -46,8 +49,8 @@ class BnCorrect(Pass):
     def __post_init__(self) -> None:
         if self.moments == "none" and self.statistics == "shared":
             raise PipelineError("moments=none with statistics=shared corrects nothing: leave the pass out")
-        if self.affine == "width" and self.statistics == "shared":
-            raise PipelineError("affine=width needs statistics=width: one BatchNorm cannot serve both ways")
+        if self.affine not in ("shared", self.statistics):
+            raise PipelineError(f"affine={self.affine} needs statistics={self.affine}: both have the same rows")
         if self.gradient == "through" and self.moments == "none":
             raise PipelineError("gradient=through goes through the moments, but moments=none")
 
@@ -55,22 +58,27 @@ class BnCorrect(Pass):
         """The corrected graph.
 
         Raises:
-            PassError: statistics=width, but no BatchNorm follows a quantized layer.
+            PassError: statistics for widths or pairs, but no BatchNorm follows a quantized layer.
         """
-        if self.statistics == "width":
+        if self.statistics != "shared":
             self._split_norms(graph, context)
         if self.moments != "none":
             _insert_corrections(graph, self.moments, self.gradient)
-        if self.statistics == "width":
+        if self.statistics != "shared":
             layers = quantized_layers(graph)
             every_width = [resolve(bits, layers) for bits in ALL_BITS]
             estimate(graph, context.calibration_batches(), every_width, per_width=True, progress=context.progress)
+        if self.statistics == "pair":
+            norms = width_norms(graph).items()
+            nearest_rows(graph, {name: {0, *(norm.row(widths) for widths in every_width)} for name, norm in norms})
         return graph
 
     def _split_norms(self, graph: fx.GraphModule, context: Context) -> None:
-        split, left = split_by_width(graph, self.affine)
+        affine: Literal["shared", "width"] = "shared" if self.affine == "shared" else "width"
+        split, left = split_by_width(graph, affine, pairs=self.statistics == "pair")
         if not split:
-            raise PassError("statistics=width, but no BatchNorm follows a quantized layer", hint="leave the option out")
+            message = f"statistics={self.statistics}, but no BatchNorm follows a quantized layer"
+            raise PassError(message, hint="leave the option out")
         for norm in left:
             message = "keeps the statistics that all widths share: it does not follow one quantized layer alone"
             context.report.add(self.name, "warning", norm, message)

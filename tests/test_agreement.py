@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import fx
@@ -9,6 +11,7 @@ from torch import fx
 from mbqc.backends import reference
 from mbqc.frontend.trace import trace
 from mbqc.ir.compare import sqnr
+from mbqc.ir.norms import width_norms
 from mbqc.ir.quantized import quantized_layers
 from mbqc.pipeline import Context
 from mbqc.program.operations import Program
@@ -19,6 +22,7 @@ from tests.teacher import assignments, follow
 
 SHIFTED = "normalize,quant{ladder=shift,calibration=mse}"
 SWITCHED = "normalize,quant,bncorrect{statistics=width}"
+TRANSITIONAL = "normalize,quant{pin_ends=false},bncorrect{statistics=pair,affine=pair}"
 
 
 @pytest.mark.parametrize("name", [*zoo.NAMES, zoo.DIGITS])
@@ -32,6 +36,20 @@ def test_every_operation_gives_the_codes_of_the_graph(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", zoo.DIGITS])
 def test_so_it_does_with_other_options(name: str, passes: str) -> None:
     graph, program, inputs = zoo.graph(name, passes), zoo.program(name, passes), zoo.example(name)[1]
+    for widths in assignments(graph).values():
+        follow(graph, program, inputs, widths)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_so_it_does_where_every_pair_of_widths_has_its_own_batch_norm(name: str) -> None:
+    graph, inputs = copy.deepcopy(zoo.graph(name, TRANSITIONAL)), zoo.example(name)[1]
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in width_norms(graph).values():
+            norm.running_mean += 0.1 * torch.randn(norm.running_mean.shape, generator=draw)
+            norm.weight *= 1 + 0.2 * torch.rand(norm.weight.shape, generator=draw)
+    program = zoo.run("lower", graph, zoo.context(name))
+    assert isinstance(program, Program)
     for widths in assignments(graph).values():
         follow(graph, program, inputs, widths)
 

@@ -290,6 +290,15 @@ def test_in_train_mode_each_row_is_a_batch_norm_of_its_own(
         torch.testing.assert_close(norm.weight.grad, alone[8].weight.grad + alone[2].weight.grad)
 
 
+def test_a_row_a_pair_goes_by_the_widest_layer_before_too() -> None:
+    norm = WidthBatchNorm("c", 3, 1e-3, affine="width", before=("a", "b"))
+    assert norm.running_mean.shape == norm.weight.shape == (65, 3)
+    pairs = [(before, bits) for before in ALL_BITS for bits in ALL_BITS]
+    rows = [norm.row(Widths((("a", before), ("b", 1), ("c", bits)))) for before, bits in pairs]
+    assert [norm.row(FLOAT), *rows] == list(range(65))
+    assert norm.row(Widths((("a", 2), ("b", 7), ("c", 4)))) == norm.row(Widths((("a", 7), ("b", 3), ("c", 4))))
+
+
 def test_an_affine_part_is_shared_or_by_width() -> None:
     with pytest.raises(ValueError, match="affine is 'both'"):
         WidthBatchNorm("conv", 3, 1e-3, affine="both")

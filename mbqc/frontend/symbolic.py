@@ -11,15 +11,9 @@ from mbqc.frontend.source import line_in_stack
 from mbqc.frontend.spelling import spell_as_aten
 from mbqc.ir.vocabulary import CANONICAL_MODULES
 
-IDENTITIES: tuple[type[nn.Module], ...] = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+IDENTITIES: tuple[type[nn.Module], ...] = (nn.Identity, *DROPOUTS)
 """Modules that do nothing in eval mode."""
 
 # a reshape has one canonical spelling, the aten one, so Flatten is traced into

@@ -114,19 +114,22 @@ class ActivationQuantizer(nn.Module):
 
 
 class WidthBatchNorm(nn.Module):
-    """BatchNorm with running statistics of their own for every width of the layer before it.
+    """BatchNorm with running statistics of their own for every width of the layer whose output it reads.
 
-    In train mode it normalizes with the batch and moves the statistics of the width, as `torch.nn.BatchNorm2d` does.
+    Or for every pair of widths, of that layer and of the layers before: a transitional BatchNorm (Bit-Mixer, arXiv
+    2103.17267). In train mode it normalizes with the batch and moves the row, as `torch.nn.BatchNorm2d` does.
 
     Args:
         layer: whose width chooses the row.
         num_features, eps, momentum: as in `torch.nn.BatchNorm2d`.
-        affine: one affine part for all widths (`shared`), or one for each (`width`: switchable BatchNorm).
+        affine: one affine part for all rows (`shared`), or one for each (`width`: switchable BatchNorm).
+        before: the layers whose widest makes the pair; without them the width of `layer` alone chooses.
 
     Attributes:
-        weight, bias: float32 [num_features], or [9, num_features] by width.
-        running_mean, running_var: float32 [9, num_features]; row b for width b, row 0 for the float model.
-        num_batches_tracked: int64 [9], how often a row moved; momentum=None needs it.
+        weight, bias: float32 [num_features], or [rows, num_features].
+        running_mean, running_var: float32 [rows, num_features]; of 9 rows b is that of width b, of 65 rows
+            8 (a - 1) + b that of width b behind a, and row 0 that of the float model.
+        num_batches_tracked: int64 [rows], how often a row moved; momentum=None needs it.
     """
 
     running_mean: Tensor
@@ -140,13 +143,14 @@ class WidthBatchNorm(nn.Module):
         eps: float,
         momentum: float | None = 0.1,
         affine: Literal["shared", "width"] = "shared",
+        before: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         if affine not in ("shared", "width"):
             raise ValueError(f"affine is {affine!r}, expected 'shared' or 'width'")
         self.layer, self.num_features, self.eps = layer, num_features, eps
-        self.momentum, self.affine = momentum, affine
-        rows = numerics.STORED_BITS + 1
+        self.momentum, self.affine, self.before = momentum, affine, tuple(before)
+        rows = 1 + numerics.STORED_BITS ** (2 if before else 1)
         shape = (rows, num_features) if affine == "width" else (num_features,)
         self.weight = nn.Parameter(torch.ones(shape, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
@@ -155,7 +159,7 @@ class WidthBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros(rows, dtype=torch.int64))
 
     def forward(self, x: Tensor, widths: Widths) -> Tensor:
-        """`x` [N, num_features, ...] normalized with the batch or the statistics of the layer's width."""
+        """`x` [N, num_features, ...] normalized with the batch or the statistics of the widths' row."""
         row, momentum = self.row(widths), self.momentum
         if self.training:
             self.num_batches_tracked[row].add_(1)
@@ -165,7 +169,7 @@ class WidthBatchNorm(nn.Module):
 
     def row(self, widths: Widths) -> int:
         """The row that holds the numbers of `widths`."""
-        return 0 if widths.is_float else widths.by_layer[self.layer]
+        return 0 if widths.is_float else 1 + widths.pair(self.layer, self.before)
 
     def line(self, row: int) -> tuple[Tensor, Tensor]:
         """Weight and bias [num_features] of a row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from types import EllipsisType, UnionType
 from typing import Any, Literal
 
@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from mbqc.errors import DataError
 from mbqc.ir.modules import QuantLinear, WidthBatchNorm
-from mbqc.ir.quantized import QUANT_LAYERS, widths_node
+from mbqc.ir.quantized import QUANT_LAYERS, layers_before, widths_node
 from mbqc.ir.types import type_of
 from mbqc.ir.vocabulary import BATCH_NORMS, is_module, module_of
-from mbqc.numerics import ALL_BITS
+from mbqc.numerics import STORED_BITS
 from mbqc.pipeline.context import Progress, silent
 from mbqc.pipeline.data import Batch
 from mbqc.widths import Widths
@@ -28,17 +28,23 @@ def batch_norms(graph: fx.GraphModule) -> dict[str, BatchNorm]:
     return {name: norm for name, norm in called if isinstance(norm, BatchNorm)}
 
 
+def width_norms(graph: fx.GraphModule) -> dict[str, WidthBatchNorm]:
+    """Those of them that have rows."""
+    return {name: norm for name, norm in batch_norms(graph).items() if isinstance(norm, WidthBatchNorm)}
+
+
 # Statistics for every width
 
 
 def split_by_width(
-    graph: fx.GraphModule, affine: Literal["shared", "width"] = "shared"
+    graph: fx.GraphModule, affine: Literal["shared", "width"] = "shared", pairs: bool = False
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Replaces every BatchNorm that folds into one quantized layer by a WidthBatchNorm, each row a copy of it.
 
     Args:
         graph: a quantized graph; it is changed.
         affine: whether the affine part gets rows too.
+        pairs: rows not by the width of the layer alone, but with that of the layers before it (`layers_before`).
 
     Returns:
         Names of the BatchNorms that were replaced, and of those that were left: the width of no single layer is theirs.
@@ -55,7 +61,8 @@ def split_by_width(
             left.append(name)
             continue
         split.append(name)
-        graph.set_submodule(name, _width_norm(graph.get_submodule(name), layer, affine))
+        before = layers_before(graph, layer) if pairs else ()
+        graph.set_submodule(name, _width_norm(graph.get_submodule(name), layer, affine, before))
         for node in nodes:
             node.args = (node.args[0], widths)
     graph.recompile()
@@ -71,8 +78,8 @@ def _layer_before(norm: fx.Node) -> str | None:
     return None if channels_differ else str(source.target)
 
 
-def _width_norm(norm: Any, layer: str, affine: Literal["shared", "width"]) -> WidthBatchNorm:
-    made = WidthBatchNorm(layer, norm.num_features, norm.eps, norm.momentum, affine).to(norm.running_mean)
+def _width_norm(norm: Any, layer: str, affine: Literal["shared", "width"], before: tuple[str, ...]) -> WidthBatchNorm:
+    made = WidthBatchNorm(layer, norm.num_features, norm.eps, norm.momentum, affine, before).to(norm.running_mean)
     with torch.no_grad():
         if norm.affine:
             made.weight.copy_(norm.weight)
@@ -85,25 +92,55 @@ def _width_norm(norm: Any, layer: str, affine: Literal["shared", "width"]) -> Wi
     return made.train(norm.training)
 
 
-def nearest_rows(graph: fx.GraphModule, trained: Sequence[Widths]) -> None:
-    """After training, gives widths that a layer was never trained at the row of the nearest one it was.
+def trained_rows(graph: fx.GraphModule, trained: Sequence[Widths]) -> dict[str, set[int]]:
+    """After training, which rows of each WidthBatchNorm it moved, those of `trained` among them.
 
-    A tie goes to the wider; the float model gets the row of the widest.
+    Rows start alike, and training never moves row 0, so a row that differs from it was trained: at widths that some
+    layers had switched to.
+    """
+    found = {}
+    for name, norm in width_norms(graph).items():
+        moved = norm.num_batches_tracked != norm.num_batches_tracked[0]
+        for table in (norm.weight, norm.bias) if norm.affine == "width" else ():
+            moved = moved | (table != table[0]).any(1)
+        found[name] = {norm.row(widths) for widths in trained} | set(moved.nonzero().flatten().tolist())
+    return found
+
+
+def nearest_rows(graph: fx.GraphModule, known: Mapping[str, Set[int]]) -> None:
+    """Gives the rows of WidthBatchNorms that hold nothing of their own the numbers of the nearest that do.
+
+    The width of the norm's own layer goes first; where rows go by pairs, that of the layers before it goes second. A
+    tie goes to the wider; the float model gets the row of the widest.
 
     Args:
-        graph: a quantized graph; the rows of its WidthBatchNorms are changed.
-        trained: the widths it was trained at, not empty.
+        graph: a quantized graph; it is changed.
+        known: by norm, the rows that hold something; one at least, beside row 0.
     """
-    for norm in batch_norms(graph).values():
-        if not isinstance(norm, WidthBatchNorm):
-            continue
-        known = {norm.row(widths) for widths in trained}
-        source = {bits: min(known, key=lambda b: (abs(b - bits), -b)) for bits in ALL_BITS}
-        rows = [0 if 0 in known else max(known), *(source[bits] for bits in ALL_BITS)]
+    for name, norm in width_norms(graph).items():
+        quantized = known[name] - {0}
+        rows = [0 if 0 in known[name] else max(quantized, key=_widths_of_row)]
+        rows += [_nearest(row, quantized) for row in range(1, len(norm.running_mean))]
         tensors = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
         with torch.no_grad():
             for tensor in tensors + ([norm.weight, norm.bias] if norm.affine == "width" else []):
                 tensor.copy_(tensor[rows])
+
+
+def _nearest(row: int, known: Set[int]) -> int:
+    bits, before = _widths_of_row(row)
+
+    def distance(other: int) -> tuple[int, int, int, int]:
+        own, previous = _widths_of_row(other)
+        return abs(own - bits), -own, abs(previous - before), -previous
+
+    return min(known, key=distance)
+
+
+def _widths_of_row(row: int) -> tuple[int, int]:
+    """Width of the layer, and of those before it where rows go by pairs."""
+    before, own = divmod(row - 1, STORED_BITS)
+    return own + 1, before + 1
 
 
 # Frozen statistics
@@ -149,8 +186,8 @@ def estimate(
     """Sets running statistics to mean and variance (population, not unbiased) of what enters each BatchNorm.
 
     A BatchNorm that is estimated normalizes with the batch meanwhile, as in training. A shared one gets the moments
-    over all batches and all `widths`; each row of a WidthBatchNorm those over the `widths` at which its layer has the
-    row's width, and rows of other widths stay.
+    over all batches and all `widths`; each row of a WidthBatchNorm those over the `widths` that choose it, and other
+    rows stay.
 
     Args:
         graph: a quantized graph; it is changed.

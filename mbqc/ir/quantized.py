@@ -39,6 +39,22 @@ def quantized_layers(graph: fx.GraphModule) -> dict[str, int | None]:
     return layers
 
 
+def layers_before(graph: fx.GraphModule, layer: str) -> tuple[str, ...]:
+    """The quantized layers from which a layer is reached past no other one, in order: several where branches join."""
+    waiting = [node.args[0] for node in layer_nodes(graph) if node.target == layer]
+    seen, found = set[fx.Node](), set[str]()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, fx.Node) or node in seen:
+            continue
+        seen.add(node)
+        if is_module(node, QUANT_LAYERS):
+            found.add(str(node.target))
+        else:
+            waiting += node.all_input_nodes
+    return tuple(name for name in quantized_layers(graph) if name in found)
+
+
 def weight_quantizer_of(node: fx.Node) -> tuple[WeightQuantizer, MomentCorrection | None, Tensor]:
     """Quantizer, correction and float weight of a layer call.
 

@@ -151,7 +151,7 @@ class _Binding:
             epilogues = (self._epilogue(operation, bits),)
         elif isinstance(operation, Concat):
             epilogues = tuple(
-                self._finish(Affine(name, operation.output, Epilogue()), *self._identity(name), bits)
+                self._finish(Affine(name, operation.output, Epilogue()), *self._identity(name))
                 for name in operation.inputs
             )
         elif isinstance(operation, Lookup):
@@ -178,9 +178,9 @@ class _Binding:
 
     def _epilogue(self, operation: EpilogueOperation, bits: int) -> BoundEpilogue:
         if isinstance(operation, Conv | Linear):
-            return self._finish(operation, *self._layer(operation, bits), bits)
+            return self._finish(operation, *self._layer(operation, bits))
         count = operation.kernel[0] * operation.kernel[1] if isinstance(operation, AveragePool) else 1
-        return self._finish(operation, *self._identity(operation.input, count), bits)
+        return self._finish(operation, *self._identity(operation.input, count))
 
     def _identity(self, name: str, count: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Multiplier, window multiplier and addend of a mean of `count` codes."""
@@ -195,11 +195,12 @@ class _Binding:
         return line.slope * grid.scale, line.offset * grid.scale, addend
 
     def _finish(
-        self, operation: EpilogueOperation, multiplier: Tensor, window: Tensor, addend: Tensor, bits: int
+        self, operation: EpilogueOperation, multiplier: Tensor, window: Tensor, addend: Tensor
     ) -> BoundEpilogue:
         """From `y = multiplier acc + window X + addend` in real units to the output's codes or floats."""
         epilogue = operation.epilogue
-        gain, shift = self._row(epilogue.gain, 1.0, bits), self._row(epilogue.shift, 0.0, bits)
+        row = self._row(operation)
+        gain, shift = self._line_of(epilogue.gain, 1.0, row), self._line_of(epilogue.shift, 0.0, row)
         multiplier, window, addend = gain * multiplier, gain * window, gain * addend + shift
         output = self._value(operation.output)
         grid = self._grid(operation.output) if output.grid is not None else None
@@ -219,11 +220,17 @@ class _Binding:
         )
         return BoundEpilogue(multiplier, addend, window if bool(window.any()) else None, _float32(residual), low, high)
 
-    def _row(self, name: str | None, default: float, bits: int) -> Tensor:
+    def _row(self, operation: EpilogueOperation) -> int:
+        """Of an epilogue's tables; what is no layer runs at 8 bits."""
+        if isinstance(operation, Conv | Linear):
+            return self.widths.pair(operation.weight.layer, operation.epilogue.before)
+        return numerics.STORED_BITS - 1
+
+    def _line_of(self, name: str | None, default: float, row: int) -> Tensor:
         if name is None:
             return torch.tensor([default], dtype=torch.float64)
         tensor = self.tensors[name].to(torch.float64)
-        return tensor[bits - 1] if tensor.dim() == 2 else tensor
+        return tensor[row] if tensor.dim() == 2 else tensor
 
     def _table(self, operation: Lookup) -> Tensor:
         source = self._grid(operation.input)

@@ -59,9 +59,11 @@ class Epilogue(Record, frozen=True):
     """What follows an integer accumulator, in real units: `clamp(gain * y + shift + residual, low, high)`.
 
     Attributes:
-        gain, shift: names of float32 tensors [C], or [8, C] with a row a width; None stands for 1 and 0.
+        gain, shift: names of float32 tensors [C], or with a row a width [8, C], or a pair [64, C] (`Widths.pair`);
+            None stands for 1 and 0.
         residual: a u8 value of the output's shape that is added.
         low, high: bounds of the activation, None for no bound.
+        before: the layers whose widest makes the pair with the operation's own; empty where rows go by widths.
     """
 
     gain: str | None = None
@@ -69,6 +71,7 @@ class Epilogue(Record, frozen=True):
     residual: str | None = None
     low: float | None = None
     high: float | None = None
+    before: tuple[str, ...] = ()
 
 
 class Weight(Record, frozen=True):

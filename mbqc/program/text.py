@@ -81,6 +81,7 @@ def _format_epilogue(epilogue: Epilogue) -> list[str]:
     parts = [f"{key}={value}" for key in ("gain", "shift") if (value := getattr(epilogue, key)) is not None]
     parts += [f"residual=%{epilogue.residual}"] if epilogue.residual is not None else []
     parts += [f"{key}={value}" for key in ("low", "high") if (value := getattr(epilogue, key)) is not None]
+    parts += [f"before={_format_option(epilogue.before)}"] if epilogue.before else []
     return parts
 
 

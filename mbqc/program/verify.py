@@ -132,7 +132,7 @@ class _Rules:
             f"the output has shape {format_dims(output.shape)}, expected {format_dims(expected)}",
         )
         if isinstance(operation, EpilogueOperation):
-            self._epilogue(operation.epilogue, output)
+            self._epilogue(operation.epilogue, output, isinstance(operation, Conv | Linear))
         moves_codes = isinstance(operation, MaxPool | Reshape | Permute)
         same = (sources[0].dtype, sources[0].grid) == (output.dtype, output.grid)
         _require(not moves_codes or same, "moving values changes neither dtype nor grid")
@@ -254,12 +254,15 @@ class _Rules:
         _require(finite, f"tensor {name!r} holds NaN or infinity")
         return tensor
 
-    def _epilogue(self, epilogue: Epilogue, output: Value) -> None:
+    def _epilogue(self, epilogue: Epilogue, output: Value, of_layer: bool) -> None:
         channels = output.shape[-1] if output.shape else 1
+        _require(all(layer in self.listing.layers for layer in epilogue.before), "it names an unknown layer")
+        _require(of_layer or not epilogue.before, "only a layer has a width that makes pairs")
+        rows = len(ALL_BITS) ** (2 if epilogue.before else 1)
         for name in (epilogue.gain, epilogue.shift):
             if name is not None:
                 shape = tuple(self._tensor(name, torch.float32).shape)
-                _require(shape in ((channels,), (len(ALL_BITS), channels)), f"{name} must have {channels} channels")
+                _require(shape in ((channels,), (rows, channels)), f"{name} must have {channels} channels")
         if epilogue.residual is not None:
             _require(self.listing.values[epilogue.residual].shape == output.shape, "the residual's shape differs")
         bounds = [b for b in (epilogue.low, epilogue.high) if b is not None]

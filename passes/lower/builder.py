@@ -178,7 +178,7 @@ class Builder:
         gain = None if pending.gain is None else self.tensor(f"{name}.gain", pending.gain.to(torch.float32))
         shift = None if pending.shift is None else self.tensor(f"{name}.shift", pending.shift.to(torch.float32))
         result = self._stored(name, pending.dims, pending.channels_last, "f32" if grid is None else "u8", grid)
-        epilogue = Epilogue(gain, shift, pending.residual, pending.low, pending.high)
+        epilogue = Epilogue(gain, shift, pending.residual, pending.low, pending.high, pending.before)
         self.operations.append(pending.emit(result.name, epilogue))
         return result
 

@@ -105,11 +105,12 @@ def _norm(walk: Walk, node: fx.Node, module: nn.Module) -> State | None:
         shift = shift + gain * pending.shift
     if pending.gain is not None:
         gain = gain * pending.gain
-    return replace(pending, gain=gain, shift=shift)
+    before = module.before if isinstance(module, WidthBatchNorm) else pending.before
+    return replace(pending, gain=gain, shift=shift, before=before)
 
 
 def _norm_line(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """BatchNorm in eval mode as `gain * x + shift`, float64 [C], or [8, C] with a row a width."""
+    """BatchNorm in eval mode as `gain * x + shift`, float64 [C], or with rows as in `Epilogue`."""
     assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | WidthBatchNorm)
     mean, variance = module.running_mean, module.running_var
     if mean is None or variance is None:

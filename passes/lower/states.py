@@ -39,8 +39,8 @@ class Pending:
     Attributes:
         emit: the operation, given the output's name and the finished epilogue.
         dims, channels_last: as in `Stored`.
-        gain, shift: float64 [C] or [8, C]; None for 1 and 0.
-        residual, low, high: as in `Epilogue`.
+        gain, shift: float64 [C], [8, C] or [64, C]; None for 1 and 0.
+        before, residual, low, high: as in `Epilogue`.
     """
 
     emit: Callable[[str, Epilogue], AnyOperation]
@@ -48,6 +48,7 @@ class Pending:
     channels_last: bool
     gain: Tensor | None = None
     shift: Tensor | None = None
+    before: tuple[str, ...] = ()
     residual: str | None = None
     low: float | None = None
     high: float | None = None

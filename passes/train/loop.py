@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,9 @@ from mbqc.errors import DataError, PassError
 from mbqc.fused.graph import fuse_rectifiers
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.distill import divergence
-from mbqc.passes.train.diverged import first_not_finite
+from mbqc.passes.train.diverged import HINT, changed_most, first_not_finite, parameter_norms
 from mbqc.passes.train.feeds import Fed
+from mbqc.passes.train.forgetting import ROUNDS, Watch
 from mbqc.passes.train.judge import prepared
 from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
 from mbqc.passes.train.parallel.ranks import Ranks
@@ -57,7 +59,7 @@ class Stepper:
         self.weights = WeightOptimizer(graph, options.weight_decay)
         self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
         self._model = fuse_rectifiers(graph)
-        self._layers = quantized_layers(graph)
+        self._layers, self._norms = quantized_layers(graph), parameter_norms(graph)
         self._draws = ranks.of_first(draws_of(graph, options.switch, bits)) if options.switch != "none" else {}
         self._dtype = next(graph.parameters()).dtype
         self._half = options.precision == "bfloat16"
@@ -119,13 +121,7 @@ class Stepper:
             raise DataError(
                 f"a batch of one sample has no BatchNorm statistics: {error}", hint="larger batches"
             ) from error
-        loss = self._loss(output, batch.target)
-        teacher = highest
-        if self._teacher is not None:
-            with torch.no_grad():
-                teacher = self._run(self._teacher, inputs, FLOAT)
-        if teacher is not None:
-            loss = 0.5 * (loss + divergence(output, teacher))
+        loss = self._objective(inputs, batch.target, output, highest)
         own = float(loss.detach())
         value = self._ranks.mean(own)
         if not math.isfinite(value):  # all ranks end here together
@@ -134,6 +130,13 @@ class Stepper:
             raise self._diverged(f"the loss is {own}", "the output is finite, so it is loss()", bits, batch, widths)
         torch.autograd.backward(loss * share)
         return output.detach() if isinstance(output, Tensor) else output, value
+
+    def _objective(self, inputs: Batch, target: Tensor, output: Any, highest: Tensor | None) -> Tensor:
+        loss, teacher = self._loss(output, target), highest
+        if self._teacher is not None:
+            with torch.no_grad():
+                teacher = self._run(self._teacher, inputs, FLOAT)
+        return loss if teacher is None else 0.5 * (loss + divergence(output, teacher))
 
     def _run(self, model: fx.GraphModule, inputs: Batch, widths: Widths) -> Any:
         """The output, which a loss takes in the precision of the weights."""
@@ -163,11 +166,32 @@ class Stepper:
     def _factor(self, done: int) -> float:
         return rate_factor(self._options.schedule, self._options.warmup, done / self._rounds)
 
+    def blind_loss(self, batch: Fed, output: Any) -> float:
+        """The loss of the highest width, if its answer to every sample were the mean of `output`.
+
+        NaN where there is no such answer: the output is no tensor, or the loss does not take it.
+        """
+        own = math.nan
+        if isinstance(output, Tensor):
+            same = output.mean(0, keepdim=True).requires_grad_().expand_as(output).clone()
+            with contextlib.suppress(DataError):
+                own = float(self._objective(prepared(batch.inputs, self._dtype), batch.target, same, None).detach())
+        return self._ranks.mean(own)
+
+    def lost(self, bits: int, loss: float, done: int, watch: Watch) -> PassError:
+        """What to tell of a width that `watch` found lost in the round after `done` others."""
+        return PassError(
+            f"what the model knew at {bits} bits is lost by round {done + 1}: in {ROUNDS} rounds its loss has been no "
+            f"better than that of one answer for all samples, {watch.blind:.3g}; now it is {loss:.3g}, and it had been "
+            f"{watch.courses[bits].lowest:.3g}. {changed_most(self._graph, self._norms)}",
+            hint=HINT,
+        )
+
     def _diverged(self, what: str, otherwise: str, bits: int, batch: Fed, widths: Widths) -> PassError:
         place = first_not_finite(self._graph, prepared(batch.inputs, self._dtype), widths)
         return PassError(
             f"{what} at {bits} bits: {place or otherwise}",
-            hint="a lower rate, or clip=1; the last checkpoint, if there is one, is kept",
+            hint=HINT,
         )
 
 

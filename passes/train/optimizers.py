@@ -24,7 +24,8 @@ def scale_parameters(graph: fx.GraphModule) -> list[nn.Parameter]:
 class WeightOptimizer:
     """Adam over all parameters but scales; only tensors of two or more dimensions (layers' weights) decay.
 
-    Where a BatchNorm has an affine part for each width, each is a parameter of its own: it rests in steps at others.
+    Where a BatchNorm has an affine part for each of its rows, each is a parameter of its own: it rests in steps at
+    others.
 
     Attributes:
         parameters: what it moves.

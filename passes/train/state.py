@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from mbqc.passes.train.forgetting import Watch
 from mbqc.pipeline.training import EpochRecord
 
 
@@ -36,6 +37,7 @@ class State:
     done: rounds since the start.
     steps: forward and backward passes since the start, one for each width and batch.
     losses, clamped: of this epoch so far, by width.
+    watch: on losses since the start.
     records: of the epochs before.
     seconds: by part.
     """
@@ -48,6 +50,7 @@ class State:
     steps: int = 0
     losses: dict[int, Mean] = field(default_factory=dict)
     clamped: dict[int, Mean] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
     records: list[EpochRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -64,7 +64,7 @@ class Train(Pass):
         resample: epochs after which samples are scored and selected again; 0 for never.
         evaluate: epochs after which the trained widths are judged; 0 for only at the end.
         checkpoint: rounds (one batch for all widths, of coresets one for each) after which a checkpoint is written; the
-            end of an epoch writes one too.
+            end of an epoch writes one too. None is written while a width gives no better answer than a constant.
         precision: of the training's arithmetic; in `bfloat16` layers compute (autocast), while weights, statistics,
             quantizers, the loss and what is judged stay float32.
 
@@ -161,7 +161,8 @@ class Train(Pass):
         """The trained graph, in eval mode and on the CPU.
 
         Raises:
-            PassError: a width has no scales in the graph, the loss is no longer finite, or a GPU has not enough memory.
+            PassError: a width has no scales in the graph, the loss is no longer finite, what the model knew is lost, or
+                a GPU has not enough memory.
             DataError: there is no training data, or it does not fit.
             CheckpointError: a checkpoint cannot be written, or there is none to resume from that fits.
         """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from mbqc.errors import DataError, MbqcError
-from mbqc.ir.norms import estimate, freeze_statistics, nearest_rows, unfreeze_statistics
+from mbqc.ir.norms import estimate, freeze_statistics, nearest_rows, trained_rows, unfreeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
@@ -110,7 +110,7 @@ class Trainer:
             self._round(fed)
             advance(self._status())
             stop = self._ranks.any(interrupt.requested)
-            if stop or state.done % self._options.checkpoint == 0:
+            if stop or (state.done % self._options.checkpoint == 0 and not state.watch.in_doubt):
                 self._saver.save(state)
             if stop:
                 raise _stopped(interrupt, state, self._context)
@@ -148,6 +148,8 @@ class Trainer:
     def _observe(self, bits: int, fed: Fed, output: Any, loss: float) -> None:
         """After the step of a width."""
         state = self._state
+        if state.steps == 0:
+            state.watch.begin(loss, self._stepper.blind_loss(fed, output))
         state.steps += 1
         state.losses.setdefault(bits, Mean()).add(loss)
         if self._options.alrs != "off":
@@ -155,6 +157,8 @@ class Trainer:
         if self._subsets is not None:
             with state.clock("scoring"):
                 self._subsets.observe(state.epoch, bits, fed, output)
+        if state.watch.add(bits, loss):
+            raise self._stepper.lost(bits, loss, state.done, state.watch)
 
     def _close_epoch(self) -> None:
         state, options = self._state, self._options
@@ -174,7 +178,8 @@ class Trainer:
             )
         )
         state.epoch, state.round, state.losses, state.clamped = state.epoch + 1, 0, {}, {}
-        self._saver.save(state)
+        if not state.watch.in_doubt:
+            self._saver.save(state)
         if self._context.folder is not None and self._ranks.rank == 0:
             write_history(self._context.folder, self._so_far({}))
 
@@ -186,10 +191,11 @@ class Trainer:
 
     def _result(self) -> TrainingResult:
         state, trained = self._state, [resolve(bits, quantized_layers(self._graph)) for bits in self._bits]
-        nearest_rows(self._graph, trained)
+        rows = trained_rows(self._graph, trained)
+        nearest_rows(self._graph, rows)
         with state.clock("evaluating"):
             after = metrics(self._graph, ALL_BITS, self._context)
-        graphs = self._reestimated(trained)
+        graphs = self._reestimated(trained, rows)
         with state.clock("evaluating"):
             again = {name: metrics(graph, ALL_BITS, self._context) for name, graph in graphs.items()}
         self.graph = graphs.get(self._options.reestimate, self._graph)
@@ -200,7 +206,7 @@ class Trainer:
         records, seconds = tuple(state.records), dict(state.seconds)
         return TrainingResult(self._bits, state.exact, state.before, after, epochs=records, seconds=seconds)
 
-    def _reestimated(self, trained: list[Widths]) -> dict[str, fx.GraphModule]:
+    def _reestimated(self, trained: list[Widths], rows: dict[str, set[int]]) -> dict[str, fx.GraphModule]:
         """Copies of the graph with BatchNorm statistics `pooled` over the trained widths, and for each `width`."""
         if self._options.reestimate == "none":
             return {}
@@ -212,7 +218,7 @@ class Trainer:
                 batches = (prepared(inputs, dtype) for inputs in self._feeds.inputs(ESTIMATION_BATCHES))
                 estimate(graph, batches, widths, per_width, self._context.progress)
                 self._ranks.broadcast(graph.state_dict())  # each rank may have drawn an augmentation of its own
-            nearest_rows(pooled, trained)
+            nearest_rows(pooled, rows)
         return {"pooled": pooled, "width": separate}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mbqc.errors import PassError, PipelineError
 from mbqc.frontend.trace import trace
 from mbqc.ir.compare import sqnr
 from mbqc.ir.modules import MomentCorrection, WidthBatchNorm
+from mbqc.ir.norms import width_norms
 from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of
 from mbqc.ir.vocabulary import BATCH_NORMS, is_module, module_of
 from mbqc.numerics import ALL_BITS, MOST_SHIFTED
@@ -213,6 +215,30 @@ def test_switchable_batch_norm_has_an_affine_part_a_width_and_starts_from_the_mo
     assert not any(is_module(n, (MomentCorrection,)) for n in switchable.graph.nodes)
 
 
+@pytest.mark.parametrize("ends", ["", "{pin_ends=false}"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_transitional_batch_norm_is_switchable_batch_norm_at_every_uniform_width(name: str, ends: str) -> None:
+    """And in float: there a row a width and a row a pair hold the same numbers, so outputs are equal bit for bit."""
+    passes = f"normalize,quant{ends},bncorrect{{statistics=width,affine=width}}"
+    single, pair, inputs = (
+        zoo.graph(name, passes),
+        zoo.graph(name, passes.replace("width", "pair")),
+        zoo.example(name)[1],
+    )
+    assert any(norm.before for norm in width_norms(pair).values())
+    with torch.no_grad():
+        for widths in (FLOAT, *(resolve(bits, quantized_layers(single)) for bits in ALL_BITS)):
+            assert torch.equal(pair(*inputs, widths), single(*inputs, widths))
+
+
+def test_pairs_that_no_uniform_width_has_start_from_the_row_of_their_layers_width() -> None:
+    graph = zoo.graph("resnet", "normalize,quant{pin_ends=false},bncorrect{statistics=pair}")
+    for norm in width_norms(graph).values():
+        rows = norm.running_mean[1:].reshape(-1, 8, norm.num_features)
+        own = rows[range(8), range(8)] if norm.before else rows[0]
+        assert torch.equal(rows, own.expand_as(rows))
+
+
 @pytest.mark.parametrize(
     ("name", "left"),
     [
@@ -249,9 +275,14 @@ def test_correcting_nothing_is_refused() -> None:
         BnCorrect(moments="none", statistics="shared")
 
 
-def test_an_affine_part_a_width_needs_statistics_a_width() -> None:
-    with pytest.raises(PipelineError, match="affine=width needs statistics=width"):
-        BnCorrect(affine="width")
+@pytest.mark.parametrize("statistics", ["shared", "width", "pair"])
+@pytest.mark.parametrize("affine", ["width", "pair"])
+def test_an_affine_part_a_row_needs_statistics_of_the_same_rows(statistics: Any, affine: Any) -> None:
+    if statistics == affine:
+        assert BnCorrect(statistics=statistics, affine=affine).affine == affine
+        return
+    with pytest.raises(PipelineError, match=f"affine={affine} needs statistics={affine}"):
+        BnCorrect(statistics=statistics, affine=affine)
 
 
 @pytest.mark.parametrize("name", ["a difference", "BatchNorm behind a clamp"])

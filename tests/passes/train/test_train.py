@@ -13,13 +13,14 @@ from torch import Tensor
 from mbqc.api import compile_model, pipeline_of
 from mbqc.ir.compare import sqnr
 from mbqc.ir.modules import WidthBatchNorm
-from mbqc.ir.norms import batch_norms, estimate
+from mbqc.ir.norms import batch_norms, estimate, width_norms
 from mbqc.ir.quantized import quantized_layers
+from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.judge import all_metrics, metrics
 from mbqc.pipeline import Pass
 from mbqc.pipeline.context import Note
 from mbqc.runtime import make
-from mbqc.widths import resolve
+from mbqc.widths import FLOAT, resolve
 from tests.passes.train.small import (
     BATCH,
     QUANTIZED,
@@ -225,6 +226,31 @@ def test_rows_of_untrained_widths_are_re_estimated_with_their_neighbours() -> No
         assert isinstance(norm, WidthBatchNorm)
         assert torch.equal(norm.running_mean[7], norm.running_mean[8])
         assert torch.equal(norm.running_mean[5], norm.running_mean[4])
+
+
+TRANSITIONAL = "normalize,quant{pin_ends=false},bncorrect{moments=none,statistics=pair,affine=pair}"
+
+
+@pytest.mark.parametrize("options", ["epochs=2", "epochs=2,bn_freeze=0,reestimate=pooled", "epochs=1,widths=sandwich"])
+def test_transitional_batch_norm_trained_at_uniform_widths_is_switchable_batch_norm(options: str) -> None:
+    """Pairs matter only where `switch` mixes widths: else results are equal bit for bit, at untrained widths too."""
+    switchable, one = trained(options, passes=TRANSITIONAL.replace("pair", "width"))
+    transitional, other = trained(options, passes=TRANSITIONAL)
+    (images, _), layers = stripes(48, seed=1), quantized_layers(switchable)
+    assert (one.after, one.pooled) == (other.after, other.pooled)
+    with torch.no_grad():
+        for widths in (FLOAT, *(resolve(bits, layers) for bits in ALL_BITS)):
+            assert torch.equal(transitional(images, widths), switchable(images, widths))
+
+
+def test_pairs_that_layers_switched_to_keep_what_was_trained() -> None:
+    graph, _ = trained("epochs=4,switch=uniform,switch_most=1,bits=8:2", passes=TRANSITIONAL)
+    (norm,) = (n for n in width_norms(graph).values() if n.layer == "3")
+    pairs = {(before, bits): norm.running_mean[8 * (before - 1) + bits] for before in ALL_BITS for bits in ALL_BITS}
+    kept = [(before, bits) for before in (8, 2) for bits in (8, 2)]
+    assert not any(torch.equal(pairs[a], pairs[b]) for a in kept for b in kept if a != b)
+    for (before, bits), numbers in pairs.items():  # 5 is as near to 8 as to 2: the wider
+        assert torch.equal(numbers, pairs[8 if before >= 5 else 2, 8 if bits >= 5 else 2])
 
 
 def test_labels_of_any_whole_number_type() -> None:

@@ -1,0 +1,57 @@
+"""A training that has lost what the model knew, though every number in it is finite.
+
+Too high a rate seldom overflows: Adam's steps are no longer than the rate, and BatchNorm takes the size of weights out
+again. The loss jumps, comes back to that of an answer which is the same for every sample, and stays there. Growth
+alone says nothing: of a model with next to no loss, a healthy training makes a hundred times as much for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+ROUNDS = 50
+"""Without an answer until a width counts as lost: later than need be, since a model can recover."""
+ANSWERED = 4
+"""Of these rounds that an answer takes back: with small batches a model that knows nothing has luck at times."""
+
+
+@dataclass
+class Course:
+    """How a width has done: its lowest loss, and the rounds without an answer less those taken back."""
+
+    lowest: float = math.inf
+    lost: int = 0
+
+
+@dataclass
+class Watch:
+    """Compares losses with that of one answer for all samples of the first batch, which the caller measures.
+
+    Attributes:
+        blind: this loss; None where nothing can be told by it: before training the model did not halve it (it knew
+            little, or the batch is a single sample or class), or it is not positive or not finite.
+        courses: by width.
+    """
+
+    blind: float | None = None
+    courses: dict[int, Course] = field(default_factory=dict)
+
+    def begin(self, loss: float, blind: float) -> None:
+        """Losses on the first batch before the first step: of the model, and of one answer for all samples."""
+        self.blind = blind if 0 < blind < math.inf and loss < blind / 2 else None
+
+    def add(self, bits: int, loss: float) -> bool:
+        """One more loss of a width; whether the width once halved the blind loss, but is lost now."""
+        if self.blind is None:
+            return False
+        course = self.courses.setdefault(bits, Course())
+        no_answer = course.lowest < self.blind / 2 and loss >= 0.9 * self.blind
+        course.lost = course.lost + 1 if no_answer else max(0, course.lost - ANSWERED)
+        course.lowest = min(course.lowest, loss)
+        return course.lost >= ROUNDS
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a width may be about to be lost."""
+        return any(course.lost for course in self.courses.values())
