@@ -393,8 +393,10 @@ def damaged(text):
 
 store = Store(Path(sys.argv[1]), Identity("model", "options"), int)
 store.prepare()
-chance, unfinished, last = random.Random(0), 0, 0
-for kill in range(int(sys.argv[2])):
+kills, enough = int(sys.argv[2]), int(sys.argv[3])
+chance, unfinished, last, kill = random.Random(0), 0, 0, 0
+while kill < kills or (min(unfinished, last) < enough and kill < 10 * kills):  # a busy machine lets some children rest
+    kill += 1
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -425,9 +427,10 @@ print(unfinished, last)
 
 def test_kills_at_any_time_lose_nothing(tmp_path: Path) -> None:
     """Whatever `save` said was saved is there and whole, and the step under way is whole or absent."""
-    command = [sys.executable, "-c", KILLING, str(tmp_path / "run"), str(KILLS)]
+    enough = KILLS // 20
+    command = [sys.executable, "-c", KILLING, str(tmp_path / "run"), str(KILLS), str(enough)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     unfinished, steps = map(int, done.stdout.split())
-    assert unfinished > KILLS // 20, "too few kills came while a file was being written"
-    assert steps > KILLS // 20
+    assert unfinished >= enough, "too few kills came while a file was being written"
+    assert steps >= enough
