@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int64, c_void_p
 
-VERSION = 3
+VERSION = 4
 BLOCK = 16
 """Outputs of one weight panel, and the longest vector of the kernels."""
 
@@ -22,6 +22,9 @@ MAX_RANK = 8
 
 MAX_PACKED_ROWS = 8
 """Rows that packed weights are for, at most."""
+
+MAX_TERMS = 8
+"""Terms of an activation's polynomial."""
 
 
 class Place(ctypes.Structure):
@@ -201,6 +204,46 @@ class Permute(ctypes.Structure):
     ]
 
 
+class FloatRows(ctypes.Structure):
+    """LayerNorm or softmax of rows."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("rows", c_int64),
+        ("length", c_int64),
+        ("epsilon", c_float),
+    ]
+
+
+class Activation(ctypes.Structure):
+    """The numbers of `mbqc.float_functions.Gate`."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("count", c_int64),
+        ("term_count", c_int64),
+        ("limit", c_float),
+        ("terms", c_float * MAX_TERMS),
+    ]
+
+
+class Embedding(ctypes.Structure):
+    """Rows of a table."""
+
+    _fields_ = [
+        ("input", Place),
+        ("output", Place),
+        ("table", c_void_p),
+        ("count", c_int64),
+        ("rows", c_int64),
+        ("length", c_int64),
+    ]
+
+
 class _Body(ctypes.Union):
     _fields_ = [
         ("quantize", Quantize),
@@ -211,6 +254,9 @@ class _Body(ctypes.Union):
         ("lookup", Lookup),
         ("copy", Copy),
         ("permute", Permute),
+        ("float_rows", FloatRows),
+        ("activation", Activation),
+        ("embedding", Embedding),
     ]
 
 
@@ -220,18 +266,31 @@ class Step(ctypes.Structure):
     _fields_ = [("kind", c_int64), ("body", _Body)]
 
 
-Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute
+Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute | FloatRows | Activation | Embedding
 
-KINDS = ("quantize", "map", "conv", "popcount", "depthwise", "average_pool", "max_pool", "lookup", "copy", "permute")
-_FIELDS = {kind: kind for kind in KINDS} | {"popcount": "conv", "average_pool": "pool", "max_pool": "pool"}
+KINDS = tuple(
+    """
+    quantize map conv popcount depthwise average_pool max_pool lookup copy permute layer_norm softmax activation
+    embedding
+    """.split()  # noqa: SIM905 - words read best as a paragraph
+)
+_SHARED = {
+    "popcount": "conv",
+    "average_pool": "pool",
+    "max_pool": "pool",
+    "layer_norm": "float_rows",
+    "softmax": "float_rows",
+}
+"""Fields of the body that are not named by their kind."""
 
 
 def step(kind: str, arguments: Arguments) -> Step:
     """A step of one of `KINDS`."""
-    return Step(KINDS.index(kind), _Body(**{_FIELDS[kind]: arguments}))
+    return Step(KINDS.index(kind), _Body(**{_SHARED.get(kind, kind): arguments}))
 
 
 def layout() -> tuple[int, ...]:
     """What `mbqc_layout` of a matching library reports."""
-    structures = (Place, Epilogue, StoredWeights, Quantize, Map, Conv, Depthwise, Pool, Lookup, Copy, Permute, Step)
+    parts = (Place, Epilogue, StoredWeights, Quantize, Map, Conv, Depthwise, Pool, Lookup, Copy, Permute)
+    structures = (*parts, FloatRows, Activation, Embedding, Step)
     return (VERSION, *map(ctypes.sizeof, structures))

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.addresses import Addresses
+from mbqc.backends.cpu.float_steps import float_step
 from mbqc.backends.cpu.geometry import extent
 from mbqc.backends.cpu.layer_steps import LayerSteps
 from mbqc.errors import BackendError
 from mbqc.program.bind import BoundEpilogue, Step
+from mbqc.program.float_operations import Activation, Embedding, LayerNorm, Softmax
 from mbqc.program.operations import (
     Affine,
     Aten,
@@ -59,6 +61,8 @@ class StepBuilder:
                 return [abi.step("copy", self._copy(step.operation))]
             case Permute():
                 return [abi.step("permute", self._permute(step.operation))]
+            case LayerNorm() | Softmax() | Activation() | Embedding():
+                return [float_step(self.at, step.operation)]
             case Aten():
                 raise AssertionError("torch runs it")
 

@@ -9,12 +9,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mbqc import numerics
+from mbqc import float_functions, numerics
 from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder, BoundEpilogue, Step, weight_codes
+from mbqc.program.float_operations import Activation, Embedding, FloatOperation, LayerNorm, Softmax
 from mbqc.program.operations import (
     Affine,
+    AnyOperation,
     Aten,
     AveragePool,
     Concat,
@@ -87,8 +89,14 @@ class ReferenceExecutable:
         """Nothing to prepare."""
 
     def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
-        """`torch` for float fallbacks, `int64` for all else."""
-        return tuple("torch" if isinstance(op, Aten) else "int64" for op in self._program.listing.operations)
+        """`torch` for float fallbacks, `float32` for other operations on floats, `int64` for all else."""
+
+        def kernel(operation: AnyOperation) -> str:
+            if isinstance(operation, FloatOperation):
+                return "float32"
+            return "torch" if isinstance(operation, Aten) else "int64"
+
+        return tuple(map(kernel, self._program.listing.operations))
 
     def _run_step(self, step: Step, values: dict[str, Tensor], batch: int) -> Tensor:
         operation = step.operation
@@ -123,8 +131,23 @@ class ReferenceExecutable:
                 name = operation.epilogue.residual
                 residual = values[name] if name is not None else None
                 return self._finish(accumulator, window, step.epilogues[0], residual, operation.output)
+            case LayerNorm() | Softmax() | Activation() | Embedding():
+                return self._run_float(operation, values[operation.input])
             case Aten():
                 raise AssertionError("handled by the caller")
+
+    def _run_float(self, operation: FloatOperation, x: Tensor) -> Tensor:
+        tensors = self._program.tensors
+        match operation:
+            case LayerNorm():
+                weight, bias = (None if n is None else tensors[n] for n in (operation.weight, operation.bias))
+                return float_functions.layer_norm(x, operation.dims, weight, bias, operation.epsilon)
+            case Softmax():
+                return float_functions.softmax(x)
+            case Activation():
+                return float_functions.activate(x, operation.function)
+            case Embedding():
+                return float_functions.embed(x, tensors[operation.table])
 
     def _accumulate(self, step: Step, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The integer accumulator and the sum of the window, int64."""

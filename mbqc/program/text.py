@@ -64,7 +64,7 @@ def format_operation(operation: AnyOperation) -> str:
             sources.append(_format_weight(value))
         elif isinstance(operation, Lookup):
             options += [_format_call(call) for call in value]
-        else:
+        elif value is not None:
             options.append(f"{field.name}={_format_option(value)}")
     if isinstance(operation, EpilogueOperation):
         options += _format_epilogue(operation.epilogue)

@@ -21,6 +21,7 @@ from mbqc.ir.quantized import layer_nodes, quantized_layers
 from mbqc.ir.vocabulary import module_of
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
+from mbqc.program.float_operations import Activation, FloatOperation, LayerNorm, Softmax
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
@@ -37,10 +38,12 @@ from mbqc.program.operations import (
     Quantize,
     Reshape,
 )
+from mbqc.program.text import print_program
 from mbqc.widths import Bits, Widths, resolve
 from tests import zoo
 from tests.models import seeded
 from tests.structures import STRUCTURES, Forward, Net, conv, pair, structure, three, with_norm
+from tests.teacher import follow
 
 FREE = zoo.FREE
 WIDTH_NORMS = "normalize,quant{pin_ends=false,ladder=shift},bncorrect{statistics=width}"
@@ -382,6 +385,54 @@ def test_convolutional_models_run_in_integers_but_for_what_multiplies_activation
     name: str, functions: set[str]
 ) -> None:
     assert {o.call.name for o in operations(zoo.program(name), Aten)} == functions
+
+
+class Functions(nn.Module):
+    """A table of words, and the float functions that a Program has operations for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.fc, self.end = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.norm, self.plain = nn.LayerNorm((3, 6)), nn.LayerNorm(6, elementwise_affine=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(self.fc(self.words(ids)))
+        x = F.silu(x) * F.gelu(x) * F.gelu(x, approximate="tanh")
+        return self.end(torch.softmax(self.plain(x), -1))
+
+
+def words() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return seeded(Functions)[0], (torch.randint(0, 9, (2, 3), generator=torch.Generator().manual_seed(0)),)
+
+
+def test_float_functions_become_operations_of_their_own() -> None:
+    graph, program, context = compiled(words())
+    found = {str(o.output): o for o in program.listing.operations if isinstance(o, FloatOperation)}
+    assert [type(o).__name__ for o in found.values()] == [
+        "Embedding", "LayerNorm", "Activation", "Activation", "Activation", "LayerNorm", "Softmax",
+    ]  # fmt: skip
+    norms = [o for o in found.values() if isinstance(o, LayerNorm)]
+    assert [(n.dims, n.weight, n.bias) for n in norms] == [(2, "norm.weight", "norm.bias"), (1, None, None)]
+    assert [o.function for o in found.values() if isinstance(o, Activation)] == ["silu", "gelu", "gelu_tanh"]
+    assert program.listing.values["ids"].dtype == "i64"
+    text = print_program(program)
+    assert "= embedding(%ids) {table=words.weight} : f32[Nx3x4]" in text
+    assert "= layer_norm(%fc) {dims=2,weight=norm.weight,bias=norm.bias,epsilon=1e-05} : f32[Nx3x6]" in text
+    assert "= activation(%norm) {function=gelu_tanh} : f32[Nx3x6]" in text
+    assert "= layer_norm(%mul_1) {dims=1,epsilon=1e-05} : f32[Nx3x6]" in text
+    assert {n.subject for n in context.report.notes if n.kind == "fallback"} == {"mul", "mul_1"}
+    for widths in (resolve(bits, quantized_layers(graph)) for bits in (8, 3)):
+        follow(graph, program, words()[1], widths)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: torch.softmax(x, 1), lambda x: torch.softmax(x, -1, torch.float32), lambda x: torch.softmax(x, 0)],
+)
+def test_another_softmax_is_left_to_torch(function: Callable[[Tensor], Tensor]) -> None:
+    program = net(lambda: {"a": conv(3, 4), "b": conv(4, 3)}, lambda m, x: m.b(function(m.a(x))))
+    assert not operations(program, Softmax)
+    assert [o.call.name for o in operations(program, Aten)] == ["softmax.int"]
 
 
 def test_skipped_layers_run_in_float_with_the_float_weights() -> None:

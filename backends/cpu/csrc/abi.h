@@ -3,6 +3,7 @@
 // No step depends on the batch size: an `Extent` of -k stands for k times the batch, and a `Place` grows with it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -15,13 +16,14 @@
 
 namespace mbqc {
 
-constexpr int64_t VERSION = 3;
+constexpr int64_t VERSION = 4;
 constexpr int64_t BLOCK = 16;        // outputs of one weight panel
 constexpr int64_t QUAD = 4;          // inputs that one dot product instruction takes
 constexpr int64_t WORD = 32;         // inputs of one bit that a lane takes
 constexpr int64_t PANEL_BLOCKS = 2;  // blocks of outputs that a dense kernel takes at once, at most
 constexpr int64_t MAX_RANK = 8;
 constexpr int64_t MAX_PACKED_ROWS = 8;  // rows that packed weights are for, at most
+constexpr int64_t MAX_TERMS = 8;        // of an activation's polynomial
 
 using Extent = int64_t;
 
@@ -177,7 +179,53 @@ struct Permute {
     int64_t order[MAX_RANK];
 };
 
-enum class Kind : int64_t { quantize, map, conv, popcount, depthwise, average_pool, max_pool, lookup, copy, permute };
+// LayerNorm or softmax of float32 [rows, length]; only a LayerNorm has weight, bias ([length] or null) and epsilon. See
+// mbqc/float_functions.py for this and what follows.
+struct FloatRows {
+    Place input;
+    Place output;
+    const float* weight;
+    const float* bias;
+    Extent rows;
+    int64_t length;
+    float epsilon;
+};
+
+struct Activation {
+    Place input;
+    Place output;
+    Extent count;
+    int64_t term_count;  // 1, 2 or MAX_TERMS
+    float limit;
+    float terms[MAX_TERMS];
+};
+
+// int64 indices [count] to rows of a table float32 [rows, length].
+struct Embedding {
+    Place input;
+    Place output;
+    const float* table;
+    Extent count;
+    int64_t rows;
+    int64_t length;
+};
+
+enum class Kind : int64_t {
+    quantize,
+    map,
+    conv,
+    popcount,
+    depthwise,
+    average_pool,
+    max_pool,
+    lookup,
+    copy,
+    permute,
+    layer_norm,
+    softmax,
+    activation,
+    embedding,
+};
 
 struct Step {
     Kind kind;
@@ -190,6 +238,9 @@ struct Step {
         Lookup lookup;
         Copy copy;
         Permute permute;
+        FloatRows float_rows;
+        Activation activation;
+        Embedding embedding;
     };
 };
 
@@ -206,6 +257,7 @@ struct Call {
     int64_t batch;
     uint8_t* const* bases;
     int64_t own_bytes;  // of each thread's own scratch
+    std::atomic<int64_t>* failed;  // gets the number, from 1 on, of a step that met an index outside its table
     int64_t thread = 0;
     int64_t threads = 1;
     Barrier* barrier = nullptr;
