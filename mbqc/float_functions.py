@@ -4,7 +4,7 @@ IEEE 754 rounds sums, products, quotients and square roots alike on every machin
 this order, gets the same bits: the `reference` backend calls these functions, kernels repeat them. Nothing is
 contracted to a fused multiply-add, and no library's exponential or square root is called: those differ in last bits.
 
-All tensors are float32, but for indices. What is not a number stays so.
+All tensors are float32, but for indices. What is no number stays none.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ EXP_TERMS = (0.001381454, 0.008368745, 0.04166839, 0.16666521, 0.49999994)
 """Minimax of (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2, highest power first; e^r is then right to 3e-9 of itself."""
 
 Function = Literal["gelu", "gelu_tanh", "silu"]
+
+Sign = Literal["add", "sub", "mul", "div"]
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,36 @@ def activate(x: Tensor, function: Function) -> Tensor:
     return above / (exponential(0.0 - clamped * total) + 1.0)
 
 
+def calculate(x: Tensor, sign: Sign, y: Tensor) -> Tensor:
+    """The sum, difference, product or quotient of x and y, which is broadcast against it."""
+    match sign:
+        case "add":
+            result = x + y
+        case "sub":
+            result = x - y
+        case "mul":
+            result = x * y
+        case "div":
+            result = x / y
+    return _one_nan(result)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Products of matrices, [..., m, k] and [..., k, n] to [..., m, n]: from 0 on, products are added in order of k."""
+    total = a.new_zeros(*a.shape[:-1], b.shape[-1])
+    for column, row in zip(a.unbind(-1), b.unbind(-2), strict=True):
+        total = total + column.unsqueeze(-1) * row.unsqueeze(-2)
+    return _one_nan(total)
+
+
+def mean(x: Tensor, dim: int) -> Tensor:
+    """Mean over a dimension: from 0 on, added in order and divided by their number."""
+    total = torch.zeros_like(x.select(dim, 0))
+    for part in x.unbind(dim):
+        total = total + part
+    return _one_nan(total / float(x.shape[dim]))
+
+
 def embed(indices: Tensor, table: Tensor) -> Tensor:
     """Rows of `table` [n, length] by int64 indices [...]: [..., length].
 
@@ -167,6 +199,11 @@ def embed(indices: Tensor, table: Tensor) -> Tensor:
 def outside_table(rows: int) -> BackendError:
     """The error of an index outside a table of so many rows."""
     return BackendError(f"an index is outside the {rows} rows of its table", hint="indices count from 0")
+
+
+def _one_nan(x: Tensor) -> Tensor:
+    """Which of two that are no numbers an operation gives is the machine's choice: so it is always the same one."""
+    return x.where(x == x, torch.nan)
 
 
 def _square_root(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mbqc.artifact import Manifest, StoredNote
 from mbqc.numerics import ALL_BITS
-from mbqc.program.float_operations import Activation, Embedding, LayerNorm, Softmax
+from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     Affine,
     Aten,
@@ -102,9 +102,15 @@ def _embedded(build: Builder) -> str:
     table = build.tensor(build.normal(7, 4))
     build.values["rows"] = Value("f32", (-1, 2, 4))
     build.operations.append(Aten(AtenCall("embedding.default", (Constant(table), Reference("ids"))), ("rows",)))
-    other = build.tensor(build.normal(7, 4))
+    other, constant = build.tensor(build.normal(7, 4)), build.tensor(build.normal(4))
     more = build.add(lambda out: Embedding("ids", out, other), (-1, 2, 4), None)
-    return build.aten(AtenCall("add.Tensor", (Reference("rows"), Reference(more))), (-1, 2, 4))
+    turned = build.add(lambda out: Permute(more, out, (0, 2, 1)), (-1, 4, 2), None)
+    squares = build.add(lambda out: MatMul(turned, more, out), (-1, 4, 4), None)
+    product = build.add(lambda out: MatMul(more, squares, out), (-1, 2, 4), None)
+    build.add(lambda out: Mean(squares, out, 1), (-1, 4), None)  # which nobody reads
+    build.add(lambda out: Select("rows", out, 1, 0), (-1, 4), None)  # likewise
+    scaled = build.add(lambda out: Arithmetic(product, out, "mul", None, constant), (-1, 2, 4), None)
+    return build.add(lambda out: Arithmetic("rows", out, "sub", scaled, None), (-1, 2, 4), None)
 
 
 def sample_manifest() -> Manifest:

@@ -19,9 +19,12 @@ from mbqc.float_functions import (
     LANES,
     Function,
     activate,
+    calculate,
     embed,
     exponential,
     layer_norm,
+    matmul,
+    mean,
     softmax,
     sum_rows,
 )
@@ -173,6 +176,41 @@ def test_activations_at_the_ends_of_the_float_range(function: Function) -> None:
     assert same(found[2:6], torch.tensor([-0.0, 0.0, 1e30, INF]))
     assert found[6].isnan()
     assert bool(((found[:2] < 0) & (found[:2] > -1e-9)).all())
+
+
+# Sums, products and means
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 70, 5), (2, 768, 4)])
+def test_the_order_of_a_product(m: int, k: int, n: int) -> None:
+    """The definition, one number at a time."""
+    a, b = normal(m, k), normal(k, n, seed=1)
+    found = matmul(a, b).numpy()
+    for row, column in np.ndindex(m, n):
+        total = np.float32(0)
+        for x, y in zip(a.numpy()[row], b.numpy()[:, column], strict=True):
+            total = total + x * y
+        assert found[row, column].tobytes() == total.tobytes()
+    error = (matmul(a, b).double() - a.double() @ b.double()).abs()
+    assert bool((error <= k * 2**-23 * (a.double().abs() @ b.double().abs())).all())
+
+
+def test_the_order_of_a_mean() -> None:
+    x = normal(2, 50, 3)
+    total = np.zeros((2, 3), np.float32)
+    for part in range(50):
+        total = total + x.numpy()[:, part]
+    assert same(mean(x, 1), torch.from_numpy(total / np.float32(50)))
+    assert same(mean(x.transpose(1, 2).contiguous(), 2), mean(x, 1))
+
+
+def test_arithmetic_is_that_of_torch_and_knows_one_that_is_no_number() -> None:
+    x, y = torch.tensor([1.0, INF, -NAN, 0.0]), torch.tensor([3.0, INF, 1.0, 0.0])
+    assert same(calculate(x, "sub", y), torch.tensor([-2.0, NAN, NAN, 0.0]))
+    assert same(calculate(x, "div", y), torch.tensor([1 / 3, NAN, NAN, NAN]))
+    assert same(calculate(x[:2], "mul", torch.tensor(2.0)), torch.tensor([2.0, INF]))
+    assert same(calculate(x[:2], "add", y[:2]), torch.tensor([4.0, INF]))
+    assert same(matmul(torch.tensor([[INF, -NAN]]), torch.tensor([[0.0], [1.0]])), torch.tensor([[NAN]]))
 
 
 # Embedding

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int64, c_void_p
 
+from mbqc.backends.cpu import abi_floats
+from mbqc.backends.cpu.abi_floats import Place as Place
+
 VERSION = 4
 BLOCK = 16
 """Outputs of one weight panel, and the longest vector of the kernels."""
@@ -22,15 +25,6 @@ MAX_RANK = 8
 
 MAX_PACKED_ROWS = 8
 """Rows that packed weights are for, at most."""
-
-MAX_TERMS = 8
-"""Terms of an activation's polynomial."""
-
-
-class Place(ctypes.Structure):
-    """Memory at `bases[base] + max(batch, 1) * sample + fixed`; base 0 is the arena."""
-
-    _fields_ = [("base", c_int64), ("sample", c_int64), ("fixed", c_int64)]
 
 
 class Epilogue(ctypes.Structure):
@@ -204,46 +198,6 @@ class Permute(ctypes.Structure):
     ]
 
 
-class FloatRows(ctypes.Structure):
-    """LayerNorm or softmax of rows."""
-
-    _fields_ = [
-        ("input", Place),
-        ("output", Place),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("rows", c_int64),
-        ("length", c_int64),
-        ("epsilon", c_float),
-    ]
-
-
-class Activation(ctypes.Structure):
-    """The numbers of `mbqc.float_functions.Gate`."""
-
-    _fields_ = [
-        ("input", Place),
-        ("output", Place),
-        ("count", c_int64),
-        ("term_count", c_int64),
-        ("limit", c_float),
-        ("terms", c_float * MAX_TERMS),
-    ]
-
-
-class Embedding(ctypes.Structure):
-    """Rows of a table."""
-
-    _fields_ = [
-        ("input", Place),
-        ("output", Place),
-        ("table", c_void_p),
-        ("count", c_int64),
-        ("rows", c_int64),
-        ("length", c_int64),
-    ]
-
-
 class _Body(ctypes.Union):
     _fields_ = [
         ("quantize", Quantize),
@@ -254,9 +208,7 @@ class _Body(ctypes.Union):
         ("lookup", Lookup),
         ("copy", Copy),
         ("permute", Permute),
-        ("float_rows", FloatRows),
-        ("activation", Activation),
-        ("embedding", Embedding),
+        *abi_floats.FIELDS,
     ]
 
 
@@ -266,12 +218,12 @@ class Step(ctypes.Structure):
     _fields_ = [("kind", c_int64), ("body", _Body)]
 
 
-Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute | FloatRows | Activation | Embedding
+Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute | abi_floats.Arguments
 
 KINDS = tuple(
     """
     quantize map conv popcount depthwise average_pool max_pool lookup copy permute layer_norm softmax activation
-    embedding
+    embedding arithmetic matmul mean select
     """.split()  # noqa: SIM905 - words read best as a paragraph
 )
 _SHARED = {
@@ -291,6 +243,7 @@ def step(kind: str, arguments: Arguments) -> Step:
 
 def layout() -> tuple[int, ...]:
     """What `mbqc_layout` of a matching library reports."""
-    parts = (Place, Epilogue, StoredWeights, Quantize, Map, Conv, Depthwise, Pool, Lookup, Copy, Permute)
-    structures = (*parts, FloatRows, Activation, Embedding, Step)
+    floats = [structure for _, structure in abi_floats.FIELDS]
+    integers = [Epilogue, StoredWeights, Quantize, Map, Conv, Depthwise, Pool, Lookup, Copy, Permute]
+    structures: list[type[ctypes.Structure]] = [Place, *integers, *floats, Step]
     return (VERSION, *map(ctypes.sizeof, structures))

@@ -15,7 +15,6 @@ from mbqc.backends.cpu.geometry import extent
 from mbqc.backends.cpu.layer_steps import LayerSteps
 from mbqc.errors import BackendError
 from mbqc.program.bind import BoundEpilogue, Step
-from mbqc.program.float_operations import Activation, Embedding, LayerNorm, Softmax
 from mbqc.program.operations import (
     Affine,
     Aten,
@@ -61,10 +60,10 @@ class StepBuilder:
                 return [abi.step("copy", self._copy(step.operation))]
             case Permute():
                 return [abi.step("permute", self._permute(step.operation))]
-            case LayerNorm() | Softmax() | Activation() | Embedding():
-                return [float_step(self.at, step.operation)]
             case Aten():
                 raise AssertionError("torch runs it")
+            case _:
+                return [float_step(self.at, step.operation)]
 
     def _quantize(self, operation: Quantize, bound: BoundEpilogue) -> abi.Quantize:
         shape = self.at.shape(operation.input)

@@ -13,7 +13,17 @@ from mbqc import float_functions, numerics
 from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder, BoundEpilogue, Step, weight_codes
-from mbqc.program.float_operations import Activation, Embedding, FloatOperation, LayerNorm, Softmax
+from mbqc.program.float_operations import (
+    Activation,
+    Arithmetic,
+    Embedding,
+    FloatOperation,
+    LayerNorm,
+    MatMul,
+    Mean,
+    Select,
+    Softmax,
+)
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
@@ -131,13 +141,13 @@ class ReferenceExecutable:
                 name = operation.epilogue.residual
                 residual = values[name] if name is not None else None
                 return self._finish(accumulator, window, step.epilogues[0], residual, operation.output)
-            case LayerNorm() | Softmax() | Activation() | Embedding():
-                return self._run_float(operation, values[operation.input])
             case Aten():
                 raise AssertionError("handled by the caller")
+            case _:
+                return self._run_float(operation, values)
 
-    def _run_float(self, operation: FloatOperation, x: Tensor) -> Tensor:
-        tensors = self._program.tensors
+    def _run_float(self, operation: FloatOperation, values: dict[str, Tensor]) -> Tensor:
+        x, tensors = values[operation.input], self._program.tensors
         match operation:
             case LayerNorm():
                 weight, bias = (None if n is None else tensors[n] for n in (operation.weight, operation.bias))
@@ -148,6 +158,15 @@ class ReferenceExecutable:
                 return float_functions.activate(x, operation.function)
             case Embedding():
                 return float_functions.embed(x, tensors[operation.table])
+            case Arithmetic():
+                y = tensors[str(operation.constant)] if operation.other is None else values[operation.other]
+                return float_functions.calculate(x, operation.sign, y)
+            case MatMul():
+                return float_functions.matmul(x, values[operation.other])
+            case Mean():
+                return float_functions.mean(x, operation.dim)
+            case Select():
+                return x.select(operation.dim, operation.index)
 
     def _accumulate(self, step: Step, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The integer accumulator and the sum of the window, int64."""

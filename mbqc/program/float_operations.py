@@ -5,7 +5,7 @@ All other operations on floats are fallbacks (`mbqc.program.operations.Aten`): t
 
 from __future__ import annotations
 
-from mbqc.float_functions import Function
+from mbqc.float_functions import Function, Sign
 from mbqc.program.record import Operation
 
 
@@ -50,4 +50,44 @@ class Embedding(Operation, frozen=True, tag="embedding"):
     table: str
 
 
-FloatOperation = LayerNorm | Softmax | Activation | Embedding
+class Arithmetic(Operation, frozen=True, tag="arithmetic"):
+    """`input sign other`, element by element.
+
+    Attributes:
+        other: a value of the shape of the input's last dimensions, all of them or none included.
+        constant: a float32 tensor of such a shape, in place of a value.
+    """
+
+    input: str
+    output: str
+    sign: Sign
+    other: str | None
+    constant: str | None
+
+
+class MatMul(Operation, frozen=True, tag="matmul"):
+    """Products of matrices, [..., m, k] and [..., k, n] to [..., m, n]."""
+
+    input: str
+    other: str
+    output: str
+
+
+class Mean(Operation, frozen=True, tag="mean"):
+    """Over the dimension `dim`, which the output lacks."""
+
+    input: str
+    output: str
+    dim: int
+
+
+class Select(Operation, frozen=True, tag="select"):
+    """Element `index` of the dimension `dim`, which the output lacks."""
+
+    input: str
+    output: str
+    dim: int
+    index: int
+
+
+FloatOperation = LayerNorm | Softmax | Activation | Embedding | Arithmetic | MatMul | Mean | Select

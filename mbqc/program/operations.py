@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mbqc.ir.types import Dims
 from mbqc.numerics import Ladder
-from mbqc.program.float_operations import FloatOperation
+from mbqc.program.float_operations import Arithmetic, FloatOperation, MatMul
 from mbqc.program.record import Operation, Record
 
 DType = Literal["u8", "f32", "i64", "bool"]
@@ -288,6 +288,8 @@ def inputs_of(operation: AnyOperation) -> tuple[str, ...]:
         return named_in(operation.call, Reference)
     if isinstance(operation, EpilogueOperation) and operation.epilogue.residual is not None:
         return (operation.input, operation.epilogue.residual)
+    if isinstance(operation, Arithmetic | MatMul) and operation.other is not None:
+        return (operation.input, operation.other)
     return (operation.input,)
 
 

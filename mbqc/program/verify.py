@@ -157,7 +157,7 @@ class _Rules:
             _require(len(shape) >= 2 or not operation.channels_last, "there are no channels to move")
             return (shape[0], *shape[2:], shape[1]) if operation.channels_last else shape
         if isinstance(operation, FloatOperation):
-            return check_float(operation, sources[0], output, self._tensor)
+            return check_float(operation, sources, output, self._tensor)
         _require(all(s.dtype == "u8" for s in sources), "the inputs must be codes")
         _require(output.dtype in ("u8", "f32"), "the output must be codes or float32")
         if isinstance(operation, Lookup):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mbqc.float_functions import GATES
 from mbqc.numerics import MOST_SHIFTED, Ladder
-from mbqc.program.float_operations import Activation, Embedding, LayerNorm, Softmax
+from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     AtenCall,
     AveragePool,
@@ -281,15 +282,51 @@ class Drawing:
         return value if source is None else build.quantize(value, self.new_grid())
 
     def float_operation(self, value: str, shape: Shape) -> Callable[[str], Any]:
-        kind = self.one_of("norm", "softmax", *GATES)
+        """One that keeps the shape."""
+        kind = self.one_of("norm", "softmax", "value", "constant", *GATES)
         if kind == "softmax":
             return lambda out: Softmax(value, out)
+        sign = self.one_of("add", "sub", "mul", "div")
+        if kind == "value":
+            equal = [name for name, v in self.build.values.items() if (v.dtype, v.shape) == ("f32", shape)]
+            other = self.one_of(*equal)
+            return lambda out: Arithmetic(value, out, sign, other, None)
+        if kind == "constant":
+            last = shape[self.whole(1, len(shape)) :]
+            constant = self.numbers(0.5, *last) if last else self.build.tensor(torch.tensor(self.build.uniform(-1, 1)))
+            return lambda out: Arithmetic(value, out, sign, None, constant)
         if kind != "norm":
             return lambda out: Activation(value, out, kind)
         dims = self.whole(1, len(shape) - 1)
         gain, bias = (self.one_of(None, self.numbers(mean, *shape[-dims:])) for mean in (1.0, 0.0))
         epsilon = self.one_of(1e-5, 1e-12, 0.0, 1.0)
         return lambda out: LayerNorm(value, out, dims, gain, bias, epsilon)
+
+    def matmul(self) -> str:
+        build = self.build
+        leading = self.one_of((-1,), (-1, 2), (3, -1))
+        rows, depth, columns = (self.one_of(self.whole(1, 9), self.whole(1, 70)) for _ in range(3))
+        if leading[0] == -1:
+            left, right = (build.new_input((*leading, *sides)) for sides in ((rows, depth), (depth, columns)))
+        else:
+            turned = [build.new_input((-1, leading[0], *sides)) for sides in ((rows, depth), (depth, columns))]
+            left, right = (
+                build.add(partial(Permute, v, dims=(1, 0, 2, 3)), (*leading, *build.shape(v)[2:]), None) for v in turned
+            )
+        return build.add(lambda out: MatMul(left, right, out), (*leading, rows, columns), None)
+
+    def reduction(self) -> str:
+        """A mean over a dimension, or one element of it."""
+        build = self.build
+        length = self.one_of(1, 3, 16, 17, 40)
+        value = build.new_input(self.one_of((-1, length), (-1, 5, length), (-1, length, 3), (-1, 2, length, 2)))
+        shape = build.shape(value)
+        dim = self.whole(1, len(shape) - 1)
+        index = self.one_of(None, self.whole(0, shape[dim] - 1))
+        rest = shape[:dim] + shape[dim + 1 :]
+        if index is None:
+            return build.add(lambda out: Mean(value, out, dim), rest, None)
+        return build.add(lambda out: Select(value, out, dim, index), rest, None)
 
     def embedding(self) -> str:
         build = self.build
@@ -323,10 +360,12 @@ SINGLE = (
     "floats",
     "linear",
     "lookup",
+    "matmul",
     "max_pool",
     "permute",
     "pointwise",
     "quantize",
+    "reduction",
     "reshape",
 )
 KINDS = (*SINGLE, "chain")

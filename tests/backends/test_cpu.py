@@ -20,6 +20,7 @@ from mbqc.errors import BackendError
 from mbqc.numerics import ALL_BITS
 from mbqc.program.float_operations import Embedding
 from mbqc.program.operations import Aten, AtenCall, Constant, Reference, Value
+from tests import zoo
 from tests.backends.networks import images, residual_network, uniform
 from tests.backends.program_builder import Builder
 from tests.backends.stress import results
@@ -40,6 +41,15 @@ def test_without_float_operations_a_run_is_one_native_call(monkeypatch: pytest.M
         executable.run([images(2)], uniform(program, 4))
         assert len(calls) == expected
         assert executable.kernels(uniform(program, 4), 2).count("torch") == int(with_float)
+
+
+def test_a_transformer_runs_in_one_native_call() -> None:
+    program, (words,) = zoo.program("text_net"), zoo.example("text_net")[1]
+    executable = cpu.load(program)
+    for bits in (8, 4, 1):
+        widths = uniform(program, bits)
+        assert equal(executable.run([words], widths), reference.load(program).run([words], widths))
+        assert set(executable.kernels(widths, 2)) == {executable._kernels.isa}
 
 
 @pytest.mark.parametrize("with_float", [False, True])

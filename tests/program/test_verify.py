@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from mbqc.errors import VerifyError
-from mbqc.program.float_operations import Activation, Embedding, LayerNorm, Softmax
+from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
@@ -73,7 +73,13 @@ VALUES = {
     "active": f32(5),
     "share": f32(5),
     "looked": f32(3, 2),
+    "scaled": f32(3, 2),
+    "squares": f32(3, 3),
+    "average": f32(3),
+    "first": f32(3),
+    "sum": f32(3),
     "ids": Value("i64", (-1, 3)),
+    "square": f32(2, 3),
 }
 OPERATIONS = (
     Quantize("x", "codes", channels_last=True),
@@ -104,10 +110,14 @@ OPERATIONS = (
     Activation("normed", "active", "silu"),
     Softmax("active", "share"),
     Embedding("ids", "looked", "words"),
+    Arithmetic("looked", "scaled", "div", None, "pair"),
+    MatMul("scaled", "square", "squares"),
+    Mean("squares", "average", 2),
+    Select("squares", "first", 1, 2),
+    Arithmetic("average", "sum", "add", "first", None),
 )
-QUANTIZE, CONV, NORM, MAX, MEAN, TABLE, BOTH, TURNED, FLAT, FC, SOFT, ROWS, NORMED, ACTIVE, SHARE, LOOKED = range(
-    len(OPERATIONS)
-)
+QUANTIZE, CONV, NORM, MAX, MEAN, TABLE, BOTH, TURNED, FLAT, FC, SOFT, ROWS = range(12)
+NORMED, ACTIVE, SHARE, LOOKED, SCALED, SQUARES, AVERAGE, FIRST, SUM = range(12, len(OPERATIONS))
 
 
 def codes(*shape: int) -> Tensor:
@@ -124,10 +134,11 @@ TENSORS = {
     "fc.bias": torch.ones(5),
     "rows": torch.ones(5),
     "words": torch.ones(9, 2),
+    "pair": torch.ones(2),
 }
 LISTING = Listing(
     ladder="round",
-    inputs=("x", "ids"),
+    inputs=("x", "ids", "square"),
     outputs=("rows", "fc"),
     values=VALUES,
     grids={"grid": GRID, "offset": OFFSET},
@@ -153,16 +164,16 @@ def entry(part: str, name: str, **fields: Any) -> Change:
     return change
 
 
-def operation(index: int, **fields: Any) -> Change:
+def operation(place: int, /, **fields: Any) -> Change:
     """One operation with other fields; those of its weight or epilogue are named `weight__scale`."""
 
     def change(program: Program) -> Program:
-        found = program.listing.operations[index]
+        found = program.listing.operations[place]
         for name, value in fields.items():
             part, _, inner = name.partition("__")
             found = replace(found, **{part: replace(getattr(found, part), **{inner: value}) if inner else value})
         operations = list(program.listing.operations)
-        operations[index] = found
+        operations[place] = found
         return listing(operations=tuple(operations))(program)
 
     return change
@@ -315,9 +326,9 @@ FLOATS = [
     ("a softmax of codes", operation(SHARE, input="flat"), "it takes f32 and gives f32", SHARE),
     ("a softmax to codes", entry("values", "share", dtype="u8", grid="grid"), "it takes f32 and gives f32", SHARE),
     ("a softmax to another shape", entry("values", "share", shape=(-1, 4)), "has shape Nx4, expected Nx5", SHARE),
-    ("a norm over the batch", operation(NORMED, dims=2), "cannot norm the last 2 dimensions", NORMED),
-    ("a norm over nothing", operation(NORMED, dims=0), "cannot norm the last 0 dimensions", NORMED),
-    ("a norm over more than there is", operation(NORMED, dims=3), "cannot norm the last 3 dimensions", NORMED),
+    ("a norm over the batch", operation(NORMED, dims=2), "must have a fixed size, not Nx5", NORMED),
+    ("a norm over nothing", operation(NORMED, dims=0), "there are no 0 last dimensions", NORMED),
+    ("a norm over more than there is", operation(NORMED, dims=3), "there are no 3 last dimensions", NORMED),
     (
         "a gain of a norm of another size",
         operation(NORMED, weight="conv.gain"),
@@ -336,6 +347,23 @@ FLOATS = [
     ("a table without rows", tensor("words", torch.ones(0, 2)), "must have rows of numbers", LOOKED),
     ("a table in double precision", tensor("words", torch.ones(9, 2).double()), "is torch.float64", LOOKED),
     ("rows of another length", tensor("words", torch.ones(9, 3)), "expected Nx3x3", LOOKED),
+    ("a sum of one", operation(SCALED, constant=None), "takes another value or a constant", SCALED),
+    ("a sum of three", operation(SUM, constant="pair"), "takes another value or a constant", SUM),
+    ("a sum with indices", operation(SUM, other="ids"), "it takes f32", SUM),
+    ("a sum of two shapes", operation(SUM, other="scaled"), "Nx3x2 are not the last dimensions of Nx3", SUM),
+    ("a constant of another size", tensor("pair", torch.ones(3)), "3 are not the last dimensions of Nx3x2", SCALED),
+    ("a constant without numbers", tensor("pair", torch.ones(0)), "are not the last dimensions", SCALED),
+    ("a constant of whole numbers", tensor("pair", torch.ones(2).int()), "is torch.int32, expected", SCALED),
+    ("an infinite constant", tensor("pair", torch.full((2,), math.inf)), "holds NaN or infinity", SCALED),
+    ("a product of other depths", operation(SQUARES, other="looked"), "no product of Nx3x2 and Nx3x2", SQUARES),
+    ("a product with a vector", operation(SQUARES, other="fc"), "no product of Nx3x2 and Nx5", SQUARES),
+    ("a product over the batch", operation(SQUARES, input="fc", other="fc"), "no product of", SQUARES),
+    ("a mean over no dimension", operation(AVERAGE, dim=3), "Nx3x3 has no dimension 3", AVERAGE),
+    ("a mean from behind", operation(AVERAGE, dim=-1), "Nx3x3 has no dimension -1", AVERAGE),
+    ("a mean over the batch", operation(AVERAGE, dim=0), "must have a fixed size, not N", AVERAGE),
+    ("an element beyond the last", operation(FIRST, index=3), "has no element 3", FIRST),
+    ("an element before the first", operation(FIRST, index=-1), "has no element -1", FIRST),
+    ("an element of the batch", operation(FIRST, dim=0), "must have a fixed size, not N", FIRST),
 ]
 
 
@@ -366,7 +394,7 @@ def test_a_softmax_over_the_batch_is_refused() -> None:
     values = {**VALUES, "turned_round": Value("f32", (5, -1)), "share": Value("f32", (5, -1))}
     operations = (*OPERATIONS[:SHARE], Permute("active", "turned_round", (1, 0)), Softmax("turned_round", "share"))
     change = listing(values=values, operations=(*operations, *OPERATIONS[SHARE + 1 :]))
-    with pytest.raises(VerifyError, match="the last dimension must have a fixed size"):
+    with pytest.raises(VerifyError, match="must have a fixed size, not N"):
         verify_program(change(GOOD))
 
 

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "abi_floats.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MBQC_X86 1  // kernels for newer instruction sets rest on g++'s target pragma
 #else
@@ -23,16 +25,6 @@ constexpr int64_t WORD = 32;         // inputs of one bit that a lane takes
 constexpr int64_t PANEL_BLOCKS = 2;  // blocks of outputs that a dense kernel takes at once, at most
 constexpr int64_t MAX_RANK = 8;
 constexpr int64_t MAX_PACKED_ROWS = 8;  // rows that packed weights are for, at most
-constexpr int64_t MAX_TERMS = 8;        // of an activation's polynomial
-
-using Extent = int64_t;
-
-// Memory of a value or of scratch: `bases[base] + max(batch, 1) * sample + fixed`. Base 0 is the arena.
-struct Place {
-    int64_t base;
-    int64_t sample;
-    int64_t fixed;
-};
 
 // See mbqc/program/operations.py. Tables have an entry per channel, or BLOCK equal ones (table_step 0); BLOCK - 1 more
 // may be read.
@@ -179,37 +171,6 @@ struct Permute {
     int64_t order[MAX_RANK];
 };
 
-// LayerNorm or softmax of float32 [rows, length]; only a LayerNorm has weight, bias ([length] or null) and epsilon. See
-// mbqc/float_functions.py for this and what follows.
-struct FloatRows {
-    Place input;
-    Place output;
-    const float* weight;
-    const float* bias;
-    Extent rows;
-    int64_t length;
-    float epsilon;
-};
-
-struct Activation {
-    Place input;
-    Place output;
-    Extent count;
-    int64_t term_count;  // 1, 2 or MAX_TERMS
-    float limit;
-    float terms[MAX_TERMS];
-};
-
-// int64 indices [count] to rows of a table float32 [rows, length].
-struct Embedding {
-    Place input;
-    Place output;
-    const float* table;
-    Extent count;
-    int64_t rows;
-    int64_t length;
-};
-
 enum class Kind : int64_t {
     quantize,
     map,
@@ -225,6 +186,10 @@ enum class Kind : int64_t {
     softmax,
     activation,
     embedding,
+    arithmetic,
+    matmul,
+    mean,
+    select,
 };
 
 struct Step {
@@ -241,6 +206,10 @@ struct Step {
         FloatRows float_rows;
         Activation activation;
         Embedding embedding;
+        Arithmetic arithmetic;
+        MatMul matmul;
+        Mean mean;
+        Select select;
     };
 };
 

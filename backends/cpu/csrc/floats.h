@@ -1,8 +1,6 @@
 // Operations on floats: what mbqc/float_functions.py defines, operation by operation.
 #pragma once
 
-#include <cmath>
-
 #include "vectors.h"
 
 namespace mbqc::MBQC_ISA {
@@ -133,6 +131,63 @@ inline void activation(const Activation& a, const Call& call) {
         activate<2>(a, x, y, count);
     } else {
         activate<MAX_TERMS>(a, x, y, count);
+    }
+}
+
+// `x SIGN y` for `count` numbers; y is a single one where `repeats`.
+template <Sign SIGN>
+void calculate(const float* x, const float* y, bool repeats, float* result, int64_t count) {
+    const Float single = splat(*y), zero = splat(0.0f);
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t lanes = least(LANES, count - i);
+        const Float v = load_part(x + i, lanes, zero), w = repeats ? single : load_part(y + i, lanes, zero);
+        Float found;
+        if constexpr (SIGN == Sign::add) found = v + w;
+        if constexpr (SIGN == Sign::sub) found = v - w;
+        if constexpr (SIGN == Sign::mul) found = v * w;
+        if constexpr (SIGN == Sign::div) found = v / w;
+        store(result + i, one_nan(found), lanes);
+    }
+}
+
+inline void arithmetic(const Arithmetic& a, const Call& call) {
+    const int64_t period = call.at(a.period);
+    const Range part = call.share(call.at(a.count));
+    const float* const other = a.constant ? a.constant : call.at<const float>(a.other);
+    for (int64_t i = part.first, count; i < part.last; i += count) {
+        const int64_t start = i % period;
+        count = period == 1 ? part.last - i : least(period - start, part.last - i);
+        const float* const x = call.at<const float>(a.input) + i;
+        float* const result = call.at<float>(a.output) + i;
+        switch (a.sign) {
+            case Sign::add: calculate<Sign::add>(x, other + start, period == 1, result, count); break;
+            case Sign::sub: calculate<Sign::sub>(x, other + start, period == 1, result, count); break;
+            case Sign::mul: calculate<Sign::mul>(x, other + start, period == 1, result, count); break;
+            case Sign::div: calculate<Sign::div>(x, other + start, period == 1, result, count); break;
+        }
+    }
+}
+
+// Each vector of an output row sums up a column of vectors.
+inline void mean(const Mean& m, const Call& call) {
+    const int64_t inner = call.at(m.inner), vectors = (inner + LANES - 1) / LANES;
+    const Float zero = splat(0.0f), size = splat(static_cast<float>(m.size));
+    const Range work = call.share(call.at(m.outer) * vectors);
+    for (int64_t i = work.first; i < work.last; ++i) {
+        const int64_t outer = i / vectors, lane = i % vectors * LANES, count = least(LANES, inner - lane);
+        const float* x = call.at<const float>(m.input) + outer * m.size * inner + lane;
+        Float total = zero;
+        for (int64_t k = 0; k < m.size; ++k, x += inner) total = total + load_part(x, count, zero);
+        store(call.at<float>(m.output) + outer * inner + lane, one_nan(total / size), count);
+    }
+}
+
+inline void select(const Select& s, const Call& call) {
+    const int64_t bytes = call.at(s.bytes);
+    const Range outer = call.share(call.at(s.outer));
+    for (int64_t i = outer.first; i < outer.last; ++i) {
+        const uint8_t* const x = call.at(s.input) + (i * s.size + s.index) * bytes;
+        std::memcpy(call.at(s.output) + i * bytes, x, static_cast<size_t>(bytes));
     }
 }
 

@@ -33,7 +33,7 @@ MBQC_EXPORT void mbqc_layout(int64_t* layout) {
         VERSION,      sizeof(Place),   sizeof(Epilogue),  sizeof(StoredWeights), sizeof(Quantize),
         sizeof(Map),  sizeof(Conv),    sizeof(Depthwise), sizeof(Pool),          sizeof(Lookup),
         sizeof(Copy), sizeof(Permute), sizeof(FloatRows), sizeof(Activation),    sizeof(Embedding),
-        sizeof(Step),
+        sizeof(Arithmetic), sizeof(MatMul), sizeof(Mean), sizeof(Select),    sizeof(Step),
     };
     for (const int64_t size : sizes) *layout++ = size;
 }

@@ -7,6 +7,7 @@
 #include "depthwise.h"
 #include "elementwise.h"
 #include "floats.h"
+#include "matmul.h"
 #include "pool.h"
 #include "popcount.h"
 
@@ -32,6 +33,10 @@ void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks) {
             case Kind::embedding:
                 if (!embedding(step->embedding, call)) call.failed->store(step - steps + 1, std::memory_order_relaxed);
                 break;
+            case Kind::arithmetic: arithmetic(step->arithmetic, call); break;
+            case Kind::matmul: matmul(step->matmul, call); break;
+            case Kind::mean: mean(step->mean, call); break;
+            case Kind::select: select(step->select, call); break;
         }
         call.sync();
         if (ticks) *ticks++ = nanoseconds();

@@ -2,6 +2,8 @@
 // Included once per instruction set, after its vector functions.
 #pragma once
 
+#include <cmath>
+
 #include "epilogue.h"
 #include "unrolled.h"
 
@@ -11,6 +13,9 @@ namespace mbqc::MBQC_ISA {
 INLINE inline Float load_part(const float* p, int64_t count, Float rest) {
     return count == LANES ? load(p) : load(p, count, rest);
 }
+
+// What is no number as always the same one.
+INLINE inline Float one_nan(Float v) { return v == v ? v : splat(NAN); }
 
 template <int COUNT>
 struct Vectors {
