@@ -26,6 +26,18 @@ def seeded(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> Example:
         return model.eval(), tuple(torch.randn(shape) for shape in shapes)
 
 
+def inputs_like(examples: tuple[Tensor, ...], batch: int, random: torch.Generator) -> tuple[Tensor, ...]:
+    """Other inputs of the same types: normal numbers, or whole ones up to the largest."""
+
+    def draw(example: Tensor) -> Tensor:
+        shape = (batch, *example.shape[1:])
+        if example.is_floating_point():
+            return torch.randn(shape, generator=random)
+        return torch.randint(0, int(example.max()) + 1, shape, generator=random)
+
+    return tuple(map(draw, examples))
+
+
 def _randomize(norm: nn.modules.batchnorm._BatchNorm) -> None:
     for tensor, low, high in ((norm.running_mean, -0.5, 0.5), (norm.running_var, 0.5, 2.0)):
         if tensor is not None:

@@ -234,20 +234,8 @@ class Aten(Operation, frozen=True, tag="aten"):
     outputs: tuple[str, ...]
 
 
-AnyOperation = (
-    Quantize
-    | Conv
-    | Linear
-    | Affine
-    | AveragePool
-    | MaxPool
-    | Concat
-    | Lookup
-    | Reshape
-    | Permute
-    | FloatOperation
-    | Aten
-)
+IntegerOperation = Quantize | Conv | Linear | Affine | AveragePool | MaxPool | Concat | Lookup | Reshape | Permute
+AnyOperation = IntegerOperation | FloatOperation | Aten
 
 EpilogueOperation = Conv | Linear | Affine | AveragePool
 

@@ -41,7 +41,7 @@ from mbqc.program.operations import (
 from mbqc.program.text import print_program
 from mbqc.widths import Bits, Widths, resolve
 from tests import zoo
-from tests.models import seeded
+from tests.models import inputs_like, seeded
 from tests.structures import STRUCTURES, Forward, Net, conv, pair, structure, three, with_norm
 from tests.teacher import follow
 
@@ -86,8 +86,7 @@ def mixed(graph: fx.GraphModule) -> Widths:
 
 def agreement(graph: fx.GraphModule, program: Program, example: tuple[Tensor, ...], widths: Widths) -> float:
     """The worst output of the Program against the graph's, in decibels, for the best of eight random samples."""
-    random = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(8, *x.shape[1:], generator=random) for x in example]
+    inputs = inputs_like(example, 8, torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = graph(*inputs, widths)
     found = reference.load(program).run(inputs, widths)
@@ -435,7 +434,7 @@ def test_float_functions_become_operations_of_their_own() -> None:
         (lambda x: torch.add(x, x, alpha=2), None),
         (lambda x: x - x.mean(1, keepdim=True), None),
         (lambda x: x.mean(1, keepdim=True), ["mean"]),
-        (lambda x: x.mean((1, 2)), None),
+        (lambda x: x.mean((1, 2), keepdim=True), None),
         (lambda x: x[:, -1], ["select"]),
         (lambda x: x + x[:, :1], None),
         (lambda x: x * x[:, 1].unsqueeze(1), None),
