@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mbqc.errors import ArtifactError, VerifyError
 from mbqc.files import write_atomically
-from mbqc.program.operations import Listing, Program, Record
+from mbqc.program.operations import Listing, Program
+from mbqc.program.record import Record
 from mbqc.program.verify import verify_program
 
 FORMAT = 1

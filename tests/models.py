@@ -26,6 +26,18 @@ def seeded(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> Example:
         return model.eval(), tuple(torch.randn(shape) for shape in shapes)
 
 
+def inputs_like(examples: tuple[Tensor, ...], batch: int, random: torch.Generator) -> tuple[Tensor, ...]:
+    """Other inputs of the same types: normal numbers, or whole ones up to the largest."""
+
+    def draw(example: Tensor) -> Tensor:
+        shape = (batch, *example.shape[1:])
+        if example.is_floating_point():
+            return torch.randn(shape, generator=random)
+        return torch.randint(0, int(example.max()) + 1, shape, generator=random)
+
+    return tuple(map(draw, examples))
+
+
 def _randomize(norm: nn.modules.batchnorm._BatchNorm) -> None:
     for tensor, low, high in ((norm.running_mean, -0.5, 0.5), (norm.running_var, 0.5, 2.0)):
         if tensor is not None:
@@ -198,6 +210,39 @@ def vit_torch() -> Example:
 
 def vit_own() -> Example:
     return seeded(lambda: ViT(OwnAttention), (2, 3, 8, 8))
+
+
+class PlainAttention(nn.Module):
+    """With its products of matrices and its softmax spelled out."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (part(x).reshape(b, n, self.heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v))
+        shares = torch.softmax(q @ k.transpose(-1, -2) * self.scale, -1)
+        return self.proj((shares @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class TextNet(nn.Module):
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(20, dim), nn.Parameter(torch.randn(1, 6, dim) * 0.1)
+        self.blocks = nn.Sequential(EncoderBlock(dim, PlainAttention(dim, 2)), EncoderBlock(dim, OwnAttention(dim, 2)))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.blocks(self.words(words) + self.positions)
+        return self.head(self.norm(x).mean(1))
+
+
+def text_net() -> Example:
+    """A transformer on whole numbers."""
+    words = torch.randint(0, 20, (2, 6), generator=torch.Generator().manual_seed(0))
+    return seeded(TextNet)[0], (words,)
 
 
 def conv1d_net() -> Example:
@@ -446,6 +491,7 @@ MODELS: dict[str, Callable[[], Example]] = {
         resnet,
         vit_torch,
         vit_own,
+        text_net,
         conv1d_net,
         conv_kinds,
         padded,

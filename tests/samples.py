@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from mbqc.artifact import Manifest, StoredNote
 from mbqc.numerics import ALL_BITS
+from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     Affine,
     Aten,
@@ -70,8 +73,14 @@ def _epilogue(build: Builder, residual: str) -> Epilogue:
 
 
 def _float_tail(build: Builder, value: str) -> str:
-    """Float operations with every kind of argument."""
-    bias = build.tensor(build.normal(12))
+    """Operations on floats, and calls of torch with every kind of argument."""
+    gain, bias = build.tensor(build.normal(12)), build.tensor(build.normal(12))
+    for operation in (
+        lambda name, out: LayerNorm(name, out, 1, gain, bias, 1e-5),
+        lambda name, out: Activation(name, out, "gelu"),
+        Softmax,
+    ):
+        value = build.add(partial(operation, value), (-1, 12), None)
     calls = (
         (AtenCall("add.Tensor", (Reference(value), Constant(bias)), {"alpha": 2}), (-1, 12)),
         (AtenCall("reshape.default", (Reference("w0"), ListArgument((BatchMultiple(2), 6)))), (-2, 6)),
@@ -87,13 +96,21 @@ def _float_tail(build: Builder, value: str) -> str:
 
 
 def _embedded(build: Builder) -> str:
-    """A second input of whole numbers, looked up in a table."""
+    """A second input of whole numbers, looked up in a table by torch and in another one by kernels."""
     build.values["ids"] = Value("i64", (-1, 2))
     build.inputs.append("ids")
     table = build.tensor(build.normal(7, 4))
     build.values["rows"] = Value("f32", (-1, 2, 4))
     build.operations.append(Aten(AtenCall("embedding.default", (Constant(table), Reference("ids"))), ("rows",)))
-    return "rows"
+    other, constant = build.tensor(build.normal(7, 4)), build.tensor(build.normal(4))
+    more = build.add(lambda out: Embedding("ids", out, other), (-1, 2, 4), None)
+    turned = build.add(lambda out: Permute(more, out, (0, 2, 1)), (-1, 4, 2), None)
+    squares = build.add(lambda out: MatMul(turned, more, out), (-1, 4, 4), None)
+    product = build.add(lambda out: MatMul(more, squares, out), (-1, 2, 4), None)
+    build.add(lambda out: Mean(squares, out, 1), (-1, 4), None)  # which nobody reads
+    build.add(lambda out: Select("rows", out, 1, 0), (-1, 4), None)  # likewise
+    scaled = build.add(lambda out: Arithmetic(product, out, "mul", None, constant), (-1, 2, 4), None)
+    return build.add(lambda out: Arithmetic("rows", out, "sub", scaled, None), (-1, 2, 4), None)
 
 
 def sample_manifest() -> Manifest:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int64, c_void_p
 
-VERSION = 3
+from mbqc.backends.cpu import abi_floats
+from mbqc.backends.cpu.abi_floats import Place as Place
+
+VERSION = 4
 BLOCK = 16
 """Outputs of one weight panel, and the longest vector of the kernels."""
 
@@ -22,12 +25,6 @@ MAX_RANK = 8
 
 MAX_PACKED_ROWS = 8
 """Rows that packed weights are for, at most."""
-
-
-class Place(ctypes.Structure):
-    """Memory at `bases[base] + max(batch, 1) * sample + fixed`; base 0 is the arena."""
-
-    _fields_ = [("base", c_int64), ("sample", c_int64), ("fixed", c_int64)]
 
 
 class Epilogue(ctypes.Structure):
@@ -211,6 +208,7 @@ class _Body(ctypes.Union):
         ("lookup", Lookup),
         ("copy", Copy),
         ("permute", Permute),
+        *abi_floats.FIELDS,
     ]
 
 
@@ -220,18 +218,32 @@ class Step(ctypes.Structure):
     _fields_ = [("kind", c_int64), ("body", _Body)]
 
 
-Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute
+Arguments = Quantize | Map | Conv | Depthwise | Pool | Lookup | Copy | Permute | abi_floats.Arguments
 
-KINDS = ("quantize", "map", "conv", "popcount", "depthwise", "average_pool", "max_pool", "lookup", "copy", "permute")
-_FIELDS = {kind: kind for kind in KINDS} | {"popcount": "conv", "average_pool": "pool", "max_pool": "pool"}
+KINDS = tuple(
+    """
+    quantize map conv popcount depthwise average_pool max_pool lookup copy permute layer_norm softmax activation
+    embedding arithmetic matmul mean select
+    """.split()  # noqa: SIM905 - words read best as a paragraph
+)
+_SHARED = {
+    "popcount": "conv",
+    "average_pool": "pool",
+    "max_pool": "pool",
+    "layer_norm": "float_rows",
+    "softmax": "float_rows",
+}
+"""Fields of the body that are not named by their kind."""
 
 
 def step(kind: str, arguments: Arguments) -> Step:
     """A step of one of `KINDS`."""
-    return Step(KINDS.index(kind), _Body(**{_FIELDS[kind]: arguments}))
+    return Step(KINDS.index(kind), _Body(**{_SHARED.get(kind, kind): arguments}))
 
 
 def layout() -> tuple[int, ...]:
     """What `mbqc_layout` of a matching library reports."""
-    structures = (Place, Epilogue, StoredWeights, Quantize, Map, Conv, Depthwise, Pool, Lookup, Copy, Permute, Step)
+    floats = [structure for _, structure in abi_floats.FIELDS]
+    integers = [Epilogue, StoredWeights, Quantize, Map, Conv, Depthwise, Pool, Lookup, Copy, Permute]
+    structures: list[type[ctypes.Structure]] = [Place, *integers, *floats, Step]
     return (VERSION, *map(ctypes.sizeof, structures))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mbqc.backends.cpu import abi
 from mbqc.errors import BackendError
+from mbqc.float_functions import outside_table
 
 ISAS = ("portable", "avx2", "avx512")
 """Instruction sets, the best one last. `avx512` includes VNNI."""
@@ -97,8 +98,14 @@ class Kernels:
             own_bytes: size of the scratch that each thread has to itself.
             team: from `Team.reserved`.
             ticks: gets the time in nanoseconds at the start and after each step.
+
+        Raises:
+            BackendError: an index is outside its table; outputs mean nothing then.
         """
-        self.library.mbqc_run(ISAS.index(self.isa), steps, len(steps), batch, bases, own_bytes, team, ticks)
+        isa = ISAS.index(self.isa)
+        failed = self.library.mbqc_run(isa, steps, len(steps), batch, bases, own_bytes, team, ticks)
+        if failed:
+            raise outside_table(steps[failed - 1].body.embedding.rows)
 
     def probe(self, limit: str, rounds: int, address: int = 0, size: int = 0) -> int:
         """Does nothing but one of `LIMITS`, as fast as the machine can; the interpreter's lock is released meanwhile.
@@ -178,7 +185,7 @@ def open_library(folder: Path) -> ctypes.CDLL:
         ctypes.c_void_p,
         ctypes.POINTER(ctypes.c_int64),
     ]
-    library.mbqc_run.restype = None
+    library.mbqc_run.restype = ctypes.c_int64
     library.mbqc_probe.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p, ctypes.c_int64]
     library.mbqc_probe.restype = ctypes.c_int64
     library.mbqc_pack.argtypes = [ctypes.POINTER(abi.StoredWeights), ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mbqc.backends.cpu import abi
 from mbqc.backends.cpu.addresses import Addresses
+from mbqc.backends.cpu.float_steps import float_step
 from mbqc.backends.cpu.geometry import extent
 from mbqc.backends.cpu.layer_steps import LayerSteps
 from mbqc.errors import BackendError
@@ -61,6 +62,8 @@ class StepBuilder:
                 return [abi.step("permute", self._permute(step.operation))]
             case Aten():
                 raise AssertionError("torch runs it")
+            case _:
+                return [float_step(self.at, step.operation)]
 
     def _quantize(self, operation: Quantize, bound: BoundEpilogue) -> abi.Quantize:
         shape = self.at.shape(operation.input)

@@ -9,12 +9,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mbqc import numerics
+from mbqc import float_functions, numerics
 from mbqc.ir.types import at_batch
 from mbqc.program import aten
 from mbqc.program.bind import Binder, BoundEpilogue, Step, weight_codes
+from mbqc.program.float_operations import (
+    Activation,
+    Arithmetic,
+    Embedding,
+    FloatOperation,
+    LayerNorm,
+    MatMul,
+    Mean,
+    Select,
+    Softmax,
+)
 from mbqc.program.operations import (
     Affine,
+    AnyOperation,
     Aten,
     AveragePool,
     Concat,
@@ -87,8 +99,14 @@ class ReferenceExecutable:
         """Nothing to prepare."""
 
     def kernels(self, widths: Widths, batch: int) -> tuple[str, ...]:
-        """`torch` for float fallbacks, `int64` for all else."""
-        return tuple("torch" if isinstance(op, Aten) else "int64" for op in self._program.listing.operations)
+        """`torch` for float fallbacks, `float32` for other operations on floats, `int64` for all else."""
+
+        def kernel(operation: AnyOperation) -> str:
+            if isinstance(operation, FloatOperation):
+                return "float32"
+            return "torch" if isinstance(operation, Aten) else "int64"
+
+        return tuple(map(kernel, self._program.listing.operations))
 
     def _run_step(self, step: Step, values: dict[str, Tensor], batch: int) -> Tensor:
         operation = step.operation
@@ -125,6 +143,30 @@ class ReferenceExecutable:
                 return self._finish(accumulator, window, step.epilogues[0], residual, operation.output)
             case Aten():
                 raise AssertionError("handled by the caller")
+            case _:
+                return self._run_float(operation, values)
+
+    def _run_float(self, operation: FloatOperation, values: dict[str, Tensor]) -> Tensor:
+        x, tensors = values[operation.input], self._program.tensors
+        match operation:
+            case LayerNorm():
+                weight, bias = (None if n is None else tensors[n] for n in (operation.weight, operation.bias))
+                return float_functions.layer_norm(x, operation.dims, weight, bias, operation.epsilon)
+            case Softmax():
+                return float_functions.softmax(x)
+            case Activation():
+                return float_functions.activate(x, operation.function)
+            case Embedding():
+                return float_functions.embed(x, tensors[operation.table])
+            case Arithmetic():
+                y = tensors[str(operation.constant)] if operation.other is None else values[operation.other]
+                return float_functions.calculate(x, operation.sign, y)
+            case MatMul():
+                return float_functions.matmul(x, values[operation.other])
+            case Mean():
+                return float_functions.mean(x, operation.dim)
+            case Select():
+                return x.select(operation.dim, operation.index)
 
     def _accumulate(self, step: Step, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The integer accumulator and the sum of the window, int64."""

@@ -115,10 +115,15 @@ def describe_layers(program: Program, manifest: Manifest, kernels: Sequence[str]
 
 def name_kind(operation: AnyOperation) -> str:
     """The kind of an operation in a word."""
+    from mbqc.program.float_operations import Activation, Arithmetic
     from mbqc.program.operations import Aten, Conv
 
     if isinstance(operation, Aten):
         return f"aten.{operation.call.name}"
+    if isinstance(operation, Activation):
+        return operation.function
+    if isinstance(operation, Arithmetic):
+        return operation.sign
     if isinstance(operation, Conv) and operation.groups > 1:
         return "grouped"
     return type(operation).__name__.lower()

@@ -19,19 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
 import torch
 from torch import Tensor
 
 from mbqc.ir.types import Dims
 from mbqc.numerics import Ladder
+from mbqc.program.float_operations import Arithmetic, FloatOperation, MatMul
+from mbqc.program.record import Operation, Record
 
 DType = Literal["u8", "f32", "i64", "bool"]
 TORCH_DTYPES = {"u8": torch.uint8, "f32": torch.float32, "i64": torch.int64, "bool": torch.bool}
-
-
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a Program that is stored as JSON; unknown or ill-typed fields are refused on reading."""
 
 
 class Grid(Record, frozen=True):
@@ -90,10 +87,6 @@ class Weight(Record, frozen=True):
     scale: str
     mean: str | None = None
     std: str | None = None
-
-
-class Operation(Record, frozen=True, tag_field="op"):
-    """Base of all operations."""
 
 
 class Quantize(Operation, frozen=True, tag="quantize"):
@@ -241,7 +234,8 @@ class Aten(Operation, frozen=True, tag="aten"):
     outputs: tuple[str, ...]
 
 
-AnyOperation = Quantize | Conv | Linear | Affine | AveragePool | MaxPool | Concat | Lookup | Reshape | Permute | Aten
+IntegerOperation = Quantize | Conv | Linear | Affine | AveragePool | MaxPool | Concat | Lookup | Reshape | Permute
+AnyOperation = IntegerOperation | FloatOperation | Aten
 
 EpilogueOperation = Conv | Linear | Affine | AveragePool
 
@@ -282,6 +276,8 @@ def inputs_of(operation: AnyOperation) -> tuple[str, ...]:
         return named_in(operation.call, Reference)
     if isinstance(operation, EpilogueOperation) and operation.epilogue.residual is not None:
         return (operation.input, operation.epilogue.residual)
+    if isinstance(operation, Arithmetic | MatMul) and operation.other is not None:
+        return (operation.input, operation.other)
     return (operation.input,)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from mbqc.ir.types import format_dims
+from mbqc.program.float_operations import Arithmetic, MatMul
 from mbqc.program.operations import (
     AnyOperation,
     Argument,
@@ -54,17 +55,19 @@ def format_operation(operation: AnyOperation) -> str:
         return _format_call(operation.call)
     kind = operation.__struct_config__.tag
     inputs = operation.inputs if isinstance(operation, Concat) else (operation.input,)
+    if isinstance(operation, Arithmetic | MatMul) and operation.other is not None:
+        inputs = (operation.input, operation.other)
     sources = [f"%{name}" for name in inputs]
     options: list[str] = []
     for field in msgspec.structs.fields(operation):
         value = getattr(operation, field.name)
-        if field.name in ("input", "inputs", "output", "epilogue"):
+        if field.name in ("input", "inputs", "other", "output", "epilogue"):
             continue
         if isinstance(value, Weight):
             sources.append(_format_weight(value))
         elif isinstance(operation, Lookup):
             options += [_format_call(call) for call in value]
-        else:
+        elif value is not None:
             options.append(f"{field.name}={_format_option(value)}")
     if isinstance(operation, EpilogueOperation):
         options += _format_epilogue(operation.epilogue)

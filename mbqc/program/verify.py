@@ -10,6 +10,7 @@ from torch import Tensor
 from mbqc.errors import VerifyError
 from mbqc.ir.types import Dims, at_batch, format_dims
 from mbqc.numerics import ALL_BITS, activation_range
+from mbqc.program.float_operations import FloatOperation
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
@@ -33,6 +34,7 @@ from mbqc.program.operations import (
     outputs_of,
 )
 from mbqc.program.verify_aten import check_aten, check_elementwise
+from mbqc.program.verify_floats import check_float
 
 LARGEST_CODE = 255
 LARGEST_WEIGHT = 128
@@ -154,6 +156,8 @@ class _Rules:
             _require(sources[0].dtype == "f32" and output.dtype == "u8", "quantize takes f32 and gives u8")
             _require(len(shape) >= 2 or not operation.channels_last, "there are no channels to move")
             return (shape[0], *shape[2:], shape[1]) if operation.channels_last else shape
+        if isinstance(operation, FloatOperation):
+            return check_float(operation, sources, output, self._tensor)
         _require(all(s.dtype == "u8" for s in sources), "the inputs must be codes")
         _require(output.dtype in ("u8", "f32"), "the output must be codes or float32")
         if isinstance(operation, Lookup):

@@ -1,4 +1,4 @@
-"""The float form of a node: one aten call on float32 values."""
+"""The fallback of a node: one aten call on float32 values, which torch runs."""
 
 from __future__ import annotations
 

@@ -14,8 +14,10 @@ from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of
 from mbqc.ir.types import type_of
 from mbqc.ir.vocabulary import module_of
 from mbqc.numerics import Ladder
+from mbqc.passes.lower.arithmetic import arithmetic_form
 from mbqc.passes.lower.builder import DTYPES, Builder
 from mbqc.passes.lower.fallback import fallback_form
+from mbqc.passes.lower.functions import function_form
 from mbqc.passes.lower.integer import integer_form
 from mbqc.passes.lower.states import Stored
 from mbqc.passes.lower.walk import Walk, is_read_through_layer, structural_form
@@ -30,7 +32,8 @@ class Lower(Pass):
     """Turns the quantized graph into a Program: integer operations with fused epilogues.
 
     BatchNorm, correction, residual addition, activation and requantization become one epilogue of the layer before
-    them; other activations become tables. What has no integer form stays a float operation and is reported.
+    them; other activations become tables. What has no integer form runs in float: what attention
+    is made of, embedding, LayerNorm and sums as operations of the Program, the rest by torch, which is reported.
     """
 
     name: ClassVar[str] = "lower"
@@ -71,9 +74,10 @@ def _input(walk: Walk, node: fx.Node) -> str:
 
 
 def _visit(walk: Walk, node: fx.Node) -> None:
-    """Gives the node a state: structure, else integer arithmetic, else a float operation."""
+    """Gives the node a state: structure, else integer arithmetic, else an operation on floats, else a fallback."""
     try:
-        state = structural_form(walk, node) or integer_form(walk, node)
+        forms = (structural_form, integer_form, function_form, arithmetic_form)
+        state = next((state for form in forms if (state := form(walk, node)) is not None), None)
         walk.states[node] = state if state is not None else fallback_form(walk, node)
     except PassError as error:
         source = node.meta.get("source")

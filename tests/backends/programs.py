@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mbqc.float_functions import GATES
 from mbqc.numerics import MOST_SHIFTED, Ladder
+from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     AtenCall,
     AveragePool,
@@ -25,6 +28,7 @@ from mbqc.program.operations import (
     Program,
     Reference,
     Reshape,
+    Value,
 )
 from mbqc.widths import Widths
 from tests.backends.program_builder import Builder, Shape, window_shape
@@ -264,6 +268,74 @@ class Drawing:
         value = build.aten(AtenCall("relu.default", (Reference(value),)), shape)
         return build.quantize(value, self.new_grid())
 
+    def floats(self, source: str | None = None) -> str:
+        """A few operations on floats: as the first ones of a Program they meet what is infinite or no number."""
+        build = self.build
+        if source is None:
+            length = self.one_of(self.whole(1, 40), 64, 65, 100, 197, 300)
+            value = build.new_input(self.one_of((-1, length), (-1, 3, length), (-1, 2, 2, length)))
+        else:
+            value = build.affine(source, grid=None)
+        shape = build.shape(value)
+        for _ in range(self.whole(1, 3)):
+            value = build.add(self.float_operation(value, shape), shape, None)
+        return value if source is None else build.quantize(value, self.new_grid())
+
+    def float_operation(self, value: str, shape: Shape) -> Callable[[str], Any]:
+        """One that keeps the shape."""
+        kind = self.one_of("norm", "softmax", "value", "constant", *GATES)
+        if kind == "softmax":
+            return lambda out: Softmax(value, out)
+        sign = self.one_of("add", "sub", "mul", "div")
+        if kind == "value":
+            equal = [name for name, v in self.build.values.items() if (v.dtype, v.shape) == ("f32", shape)]
+            other = self.one_of(*equal)
+            return lambda out: Arithmetic(value, out, sign, other, None)
+        if kind == "constant":
+            last = shape[self.whole(1, len(shape)) :]
+            constant = self.numbers(0.5, *last) if last else self.build.tensor(torch.tensor(self.build.uniform(-1, 1)))
+            return lambda out: Arithmetic(value, out, sign, None, constant)
+        if kind != "norm":
+            return lambda out: Activation(value, out, kind)
+        dims = self.whole(1, len(shape) - 1)
+        gain, bias = (self.one_of(None, self.numbers(mean, *shape[-dims:])) for mean in (1.0, 0.0))
+        epsilon = self.one_of(1e-5, 1e-12, 0.0, 1.0)
+        return lambda out: LayerNorm(value, out, dims, gain, bias, epsilon)
+
+    def matmul(self) -> str:
+        build = self.build
+        leading = self.one_of((-1,), (-1, 2), (3, -1))
+        rows, depth, columns = (self.one_of(self.whole(1, 9), self.whole(1, 70)) for _ in range(3))
+        if leading[0] == -1:
+            left, right = (build.new_input((*leading, *sides)) for sides in ((rows, depth), (depth, columns)))
+        else:
+            turned = [build.new_input((-1, leading[0], *sides)) for sides in ((rows, depth), (depth, columns))]
+            left, right = (
+                build.add(partial(Permute, v, dims=(1, 0, 2, 3)), (*leading, *build.shape(v)[2:]), None) for v in turned
+            )
+        return build.add(lambda out: MatMul(left, right, out), (*leading, rows, columns), None)
+
+    def reduction(self) -> str:
+        """A mean over a dimension, or one element of it."""
+        build = self.build
+        length = self.one_of(1, 3, 16, 17, 40)
+        value = build.new_input(self.one_of((-1, length), (-1, 5, length), (-1, length, 3), (-1, 2, length, 2)))
+        shape = build.shape(value)
+        dim = self.whole(1, len(shape) - 1)
+        index = self.one_of(None, self.whole(0, shape[dim] - 1))
+        rest = shape[:dim] + shape[dim + 1 :]
+        if index is None:
+            return build.add(lambda out: Mean(value, out, dim), rest, None)
+        return build.add(lambda out: Select(value, out, dim, index), rest, None)
+
+    def embedding(self) -> str:
+        build = self.build
+        shape = self.one_of((-1,), (-1, self.whole(0, 20)), (-1, 3, 4))
+        table = self.numbers(0.0, self.one_of(1, 7, 100), self.one_of(1, 3, 16, 50))
+        build.inputs.append("ids")
+        build.values["ids"] = Value("i64", shape)
+        return build.add(lambda out: Embedding("ids", out, table), (*shape, build.tensors[table].shape[1]), None)
+
 
 CHAINED = (
     "affine",
@@ -271,6 +343,7 @@ CHAINED = (
     "concat",
     "depthwise",
     "float_between",
+    "floats",
     "linear",
     "lookup",
     "max_pool",
@@ -283,12 +356,16 @@ SINGLE = (
     "concat",
     "conv",
     "depthwise",
+    "embedding",
+    "floats",
     "linear",
     "lookup",
+    "matmul",
     "max_pool",
     "permute",
     "pointwise",
     "quantize",
+    "reduction",
     "reshape",
 )
 KINDS = (*SINGLE, "chain")
@@ -324,14 +401,13 @@ def chain(drawing: Drawing) -> list[str]:
 def _case(drawing: Drawing, values: list[str]) -> Case:
     """A Program whose outputs are `values`, brought to float32, with its inputs and widths."""
     build = drawing.build
-    for layer in range(drawing.whole(0, 2)):  # layers that read nothing here, but give grids a width
-        build.reads(
-            drawing.one_of(*[v for v in build.values if build.values[v].dtype == "u8"]), _spare_layer(build, layer)
-        )
+    codes = [v for v in build.values if build.values[v].dtype == "u8"]
+    for layer in range(drawing.whole(0, 2) if codes else 0):  # layers that read nothing here, but give grids a width
+        build.reads(drawing.one_of(*codes), _spare_layer(build, layer))
     outputs = [v if build.values[v].dtype == "f32" else build.affine(v, grid=None) for v in dict.fromkeys(values)]
     program = build.finish(tuple(outputs))
     batch = drawing.whole(0, 5)
-    inputs = [_input(build, (batch, *build.shape(name)[1:])) for name in build.inputs]
+    inputs = [_input(build, name, batch) for name in build.inputs]
     widest = drawing.one_of(2, 8, 8)  # layers whose inputs are of few bits as well have kernels of their own
     widths = Widths(tuple((layer, drawing.whole(1, widest)) for layer in build.layers))
     return Case(program, inputs, widths, threads=drawing.one_of(1, 1, 2, 3))
@@ -344,8 +420,11 @@ def _spare_layer(build: Builder, index: int) -> str:
     return f"layer{len(build.layers) - 1}"
 
 
-def _input(build: Builder, shape: Shape) -> Tensor:
-    """Normal numbers with a few special ones."""
+def _input(build: Builder, name: str, batch: int) -> Tensor:
+    """Normal numbers with a few special ones, or rows of the first table."""
+    shape = (batch, *build.shape(name)[1:])
+    if build.values[name].dtype == "i64":
+        return torch.randint(0, len(build.tensors["t0"]), shape, generator=build.random)
     x = 2 * build.normal(*shape)
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -0.0, 1e-42, -1e-38])
     places = torch.rand(shape, generator=build.random) < 0.02

@@ -18,7 +18,9 @@ from mbqc.backends import cpu, reference
 from mbqc.backends.cpu import abi, native
 from mbqc.errors import BackendError
 from mbqc.numerics import ALL_BITS
-from mbqc.program.operations import AtenCall, Constant, Reference, Value
+from mbqc.program.float_operations import Embedding
+from mbqc.program.operations import Aten, AtenCall, Constant, Reference, Value
+from tests import zoo
 from tests.backends.networks import images, residual_network, uniform
 from tests.backends.program_builder import Builder
 from tests.backends.stress import results
@@ -39,6 +41,15 @@ def test_without_float_operations_a_run_is_one_native_call(monkeypatch: pytest.M
         executable.run([images(2)], uniform(program, 4))
         assert len(calls) == expected
         assert executable.kernels(uniform(program, 4), 2).count("torch") == int(with_float)
+
+
+def test_a_transformer_runs_in_one_native_call() -> None:
+    program, (words,) = zoo.program("text_net"), zoo.example("text_net")[1]
+    executable = cpu.load(program)
+    for bits in (8, 4, 1):
+        widths = uniform(program, bits)
+        assert equal(executable.run([words], widths), reference.load(program).run([words], widths))
+        assert set(executable.kernels(widths, 2)) == {executable._kernels.isa}
 
 
 @pytest.mark.parametrize("with_float", [False, True])
@@ -128,21 +139,30 @@ def test_calls_that_are_interrupted_leave_nothing_behind() -> None:
     assert equal(executable.run([images(3)], uniform(program, 4)), expected)
 
 
-def test_a_call_that_fails_in_the_middle() -> None:
-    """Torch refuses an index outside its table, between two native runs; the next call has the team and an arena."""
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (Embedding("ids", "rows", "t0"), "an index is outside the 7 rows of its table"),
+        (Aten(AtenCall("embedding.default", (Constant("t0"), Reference("ids"))), ("rows",)), "index out of range"),
+    ],
+)
+@pytest.mark.parametrize("bad", [[[0, 7]], [[-1, 6]], [[1 << 40, 0]]])
+def test_a_call_that_fails_in_the_middle(operation: Embedding | Aten, message: str, bad: list[list[int]]) -> None:
+    """A kernel, or torch between native runs, refuses an index; the next call has the team and an arena."""
     build = Builder(seed=9)
-    build.values["ids"] = Value("i64", (-1, 2))
+    build.values |= {"ids": Value("i64", (-1, 2)), "rows": Value("f32", (-1, 2, 4))}
     build.inputs.append("ids")
-    table = build.tensor(build.normal(7, 4))
-    call = AtenCall("embedding.default", (Constant(table), Reference("ids")))
-    rows = build.quantize(build.aten(call, (-1, 2, 4)), build.new_grid())
-    program = build.finish((build.linear(rows, 3, grid=None),))
+    build.tensor(build.normal(7, 4))
+    build.operations.append(operation)
+    program = build.finish((build.linear(build.quantize("rows", build.new_grid()), 3, grid=None),))
     executable = cpu.load(program, threads=2)
-    good, bad = torch.tensor([[0, 6]]), torch.tensor([[0, 7]])
+    good = torch.tensor([[0, 6]])
     expected = reference.load(program).run([good], uniform(program, 5))
+    with pytest.raises(BackendError, match=message):
+        reference.load(program).run([torch.tensor(bad)], uniform(program, 5))
     for _ in range(3):
-        with pytest.raises(BackendError, match="index out of range"):
-            executable.run([bad], uniform(program, 5))
+        with pytest.raises(BackendError, match=message):
+            executable.run([torch.tensor(bad)], uniform(program, 5))
         assert equal(executable.run([good], uniform(program, 5)), expected)
 
 

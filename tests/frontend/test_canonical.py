@@ -14,7 +14,7 @@ from mbqc.frontend.trace import trace
 from mbqc.ir.graph import is_int
 from mbqc.ir.verify import check_canonical
 from mbqc.passes.normalize.rewrite import canonicalize
-from tests.models import MODELS, Example
+from tests.models import MODELS, Example, inputs_like
 
 # by hand, since a change of the way is worth noticing
 EXPORTED = {"vit_torch", "conv_subclass", "shape_branch", "two_inputs"}
@@ -47,7 +47,7 @@ def test_computes_what_the_model_computes(canonical, name):
     (model, examples), gm = canonical[name]
     for batch in (1, 2, 5):
         generator = torch.Generator().manual_seed(batch)
-        inputs = tuple(torch.randn(batch, *x.shape[1:], generator=generator) for x in examples)
+        inputs = inputs_like(examples, batch, generator)
         for got, expected in zip(outputs(gm, inputs), outputs(model, inputs), strict=True):
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 

@@ -21,6 +21,7 @@ from mbqc.ir.quantized import layer_nodes, quantized_layers
 from mbqc.ir.vocabulary import module_of
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
+from mbqc.program.float_operations import Activation, Arithmetic, FloatOperation, LayerNorm, Softmax
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
@@ -37,10 +38,12 @@ from mbqc.program.operations import (
     Quantize,
     Reshape,
 )
+from mbqc.program.text import print_program
 from mbqc.widths import Bits, Widths, resolve
 from tests import zoo
-from tests.models import seeded
+from tests.models import inputs_like, seeded
 from tests.structures import STRUCTURES, Forward, Net, conv, pair, structure, three, with_norm
+from tests.teacher import follow
 
 FREE = zoo.FREE
 WIDTH_NORMS = "normalize,quant{pin_ends=false,ladder=shift},bncorrect{statistics=width}"
@@ -83,8 +86,7 @@ def mixed(graph: fx.GraphModule) -> Widths:
 
 def agreement(graph: fx.GraphModule, program: Program, example: tuple[Tensor, ...], widths: Widths) -> float:
     """The worst output of the Program against the graph's, in decibels, for the best of eight random samples."""
-    random = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(8, *x.shape[1:], generator=random) for x in example]
+    inputs = inputs_like(example, 8, torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = graph(*inputs, widths)
     found = reference.load(program).run(inputs, widths)
@@ -375,13 +377,103 @@ def test_every_float_operation_is_reported_and_nothing_else(name: str) -> None:
         ("conv1d_net", set()),
         ("called_twice", set()),
         ("squeeze_excite", {"sigmoid.default", "mul.Tensor"}),
-        ("densenet", {"mul.Tensor"}),
+        ("densenet", set()),
+        ("text_net", set()),
+        ("vit_own", {"expand.default", "cat.default"}),
     ],
 )
-def test_convolutional_models_run_in_integers_but_for_what_multiplies_activations(
-    name: str, functions: set[str]
-) -> None:
+def test_models_leave_little_to_torch(name: str, functions: set[str]) -> None:
     assert {o.call.name for o in operations(zoo.program(name), Aten)} == functions
+
+
+class Functions(nn.Module):
+    """A table of words, and the float functions that a Program has operations for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.fc, self.end = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.norm, self.plain = nn.LayerNorm((3, 6)), nn.LayerNorm(6, elementwise_affine=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(self.fc(self.words(ids)))
+        x = F.silu(x) * F.gelu(x) * F.gelu(x, approximate="tanh")
+        return self.end(torch.softmax(self.plain(x), -1))
+
+
+def words() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return seeded(Functions)[0], (torch.randint(0, 9, (2, 3), generator=torch.Generator().manual_seed(0)),)
+
+
+def test_float_functions_become_operations_of_their_own() -> None:
+    graph, program, context = compiled(words())
+    assert [type(o).__name__ for o in operations(program, FloatOperation)] == [
+        "Embedding", "LayerNorm", "Activation", "Activation", "Arithmetic", "Activation", "Arithmetic", "LayerNorm",
+        "Softmax",
+    ]  # fmt: skip
+    norms = operations(program, LayerNorm)
+    assert [(n.dims, n.weight, n.bias) for n in norms] == [(2, "norm.weight", "norm.bias"), (1, None, None)]
+    assert [o.function for o in operations(program, Activation)] == ["silu", "gelu", "gelu_tanh"]
+    assert program.listing.values["ids"].dtype == "i64"
+    text = print_program(program)
+    assert "= embedding(%ids) {table=words.weight} : f32[Nx3x4]" in text
+    assert "= layer_norm(%fc) {dims=2,weight=norm.weight,bias=norm.bias,epsilon=1e-05} : f32[Nx3x6]" in text
+    assert "= activation(%norm) {function=gelu_tanh} : f32[Nx3x6]" in text
+    assert "= layer_norm(%mul_1) {dims=1,epsilon=1e-05} : f32[Nx3x6]" in text
+    assert not [n for n in context.report.notes if n.kind == "fallback"]
+    for widths in (resolve(bits, quantized_layers(graph)) for bits in (8, 3)):
+        follow(graph, program, words()[1], widths)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: 2 * x, ["mul constant"]),
+        (lambda x: x - 2, ["sub constant"]),
+        (lambda x: 2 - x, None),
+        (lambda x: x.mul(x), ["mul"]),
+        (lambda x: torch.add(x, x, alpha=2), None),
+        (lambda x: x - x.mean(1, keepdim=True), None),
+        (lambda x: x.mean(1, keepdim=True), ["mean"]),
+        (lambda x: x.mean((1, 2), keepdim=True), None),
+        (lambda x: x[:, -1], ["select"]),
+        (lambda x: x + x[:, :1], None),
+        (lambda x: x * x[:, 1].unsqueeze(1), None),
+        (lambda x: x @ x.transpose(1, 2), ["matmul"]),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, scale=0.5), ["mul constant", "matmul", "softmax", "matmul"]),
+        (lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2]), None),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), None),
+    ],
+)
+def test_functions_of_floats(function: Callable[[Tensor], Tensor], expected: list[str] | None) -> None:
+    """Operations on [2, 3, 4] behind a layer; None where one of them is left to torch."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.fc(x))
+
+    example = seeded(Model, (2, 3, 4))
+    graph, program, _ = compiled(example)
+    found = [
+        f"{o.sign}{' constant' if o.constant else ''}" if isinstance(o, Arithmetic) else type(o).__name__.lower()
+        for o in operations(program, FloatOperation)
+    ]
+    assert bool(operations(program, Aten)) == (expected is None)
+    assert expected is None or found == expected
+    follow(graph, program, example[1], resolve(8, quantized_layers(graph)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: torch.softmax(x, 1), lambda x: torch.softmax(x, -1, torch.float32), lambda x: torch.softmax(x, 0)],
+)
+def test_another_softmax_is_left_to_torch(function: Callable[[Tensor], Tensor]) -> None:
+    program = net(lambda: {"a": conv(3, 4), "b": conv(4, 3)}, lambda m, x: m.b(function(m.a(x))))
+    assert not operations(program, Softmax)
+    assert [o.call.name for o in operations(program, Aten)] == ["softmax.int"]
 
 
 def test_skipped_layers_run_in_float_with_the_float_weights() -> None:

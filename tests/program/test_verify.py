@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from mbqc.errors import VerifyError
+from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     Affine,
     AnyOperation,
@@ -68,6 +69,17 @@ VALUES = {
     "fc": f32(5),
     "soft": f32(5),
     "rows": f32(5),
+    "normed": f32(5),
+    "active": f32(5),
+    "share": f32(5),
+    "looked": f32(3, 2),
+    "scaled": f32(3, 2),
+    "squares": f32(3, 3),
+    "average": f32(3),
+    "first": f32(3),
+    "sum": f32(3),
+    "ids": Value("i64", (-1, 3)),
+    "square": f32(2, 3),
 }
 OPERATIONS = (
     Quantize("x", "codes", channels_last=True),
@@ -94,8 +106,18 @@ OPERATIONS = (
         AtenCall("add.Tensor", (Reference("soft"), Constant("rows")), {"alpha": 2}),
         ("rows",),
     ),
+    LayerNorm("rows", "normed", 1, "rows", None, 1e-5),
+    Activation("normed", "active", "silu"),
+    Softmax("active", "share"),
+    Embedding("ids", "looked", "words"),
+    Arithmetic("looked", "scaled", "div", None, "pair"),
+    MatMul("scaled", "square", "squares"),
+    Mean("squares", "average", 2),
+    Select("squares", "first", 1, 2),
+    Arithmetic("average", "sum", "add", "first", None),
 )
-QUANTIZE, CONV, NORM, MAX, MEAN, TABLE, BOTH, TURNED, FLAT, FC, SOFT, ROWS = range(len(OPERATIONS))
+QUANTIZE, CONV, NORM, MAX, MEAN, TABLE, BOTH, TURNED, FLAT, FC, SOFT, ROWS = range(12)
+NORMED, ACTIVE, SHARE, LOOKED, SCALED, SQUARES, AVERAGE, FIRST, SUM = range(12, len(OPERATIONS))
 
 
 def codes(*shape: int) -> Tensor:
@@ -111,10 +133,12 @@ TENSORS = {
     "fc.scale": torch.ones(5),
     "fc.bias": torch.ones(5),
     "rows": torch.ones(5),
+    "words": torch.ones(9, 2),
+    "pair": torch.ones(2),
 }
 LISTING = Listing(
     ladder="round",
-    inputs=("x",),
+    inputs=("x", "ids", "square"),
     outputs=("rows", "fc"),
     values=VALUES,
     grids={"grid": GRID, "offset": OFFSET},
@@ -140,16 +164,16 @@ def entry(part: str, name: str, **fields: Any) -> Change:
     return change
 
 
-def operation(index: int, **fields: Any) -> Change:
+def operation(place: int, /, **fields: Any) -> Change:
     """One operation with other fields; those of its weight or epilogue are named `weight__scale`."""
 
     def change(program: Program) -> Program:
-        found = program.listing.operations[index]
+        found = program.listing.operations[place]
         for name, value in fields.items():
             part, _, inner = name.partition("__")
             found = replace(found, **{part: replace(getattr(found, part), **{inner: value}) if inner else value})
         operations = list(program.listing.operations)
-        operations[index] = found
+        operations[place] = found
         return listing(operations=tuple(operations))(program)
 
     return change
@@ -298,6 +322,49 @@ FUNCTIONS = [
     ("a fixed batch", call("expand.default", SELF, ListArgument((2, 5))), "aten.expand.default", SOFT),
     ("more results than declared", call("unbind.int", SELF, 1), "gives 5 parts, declared are 1", SOFT),
 ]
+FLOATS = [
+    ("a softmax of codes", operation(SHARE, input="flat"), "it takes f32 and gives f32", SHARE),
+    ("a softmax to codes", entry("values", "share", dtype="u8", grid="grid"), "it takes f32 and gives f32", SHARE),
+    ("a softmax to another shape", entry("values", "share", shape=(-1, 4)), "has shape Nx4, expected Nx5", SHARE),
+    ("a norm over the batch", operation(NORMED, dims=2), "must have a fixed size, not Nx5", NORMED),
+    ("a norm over nothing", operation(NORMED, dims=0), "there are no 0 last dimensions", NORMED),
+    ("a norm over more than there is", operation(NORMED, dims=3), "there are no 3 last dimensions", NORMED),
+    (
+        "a gain of a norm of another size",
+        operation(NORMED, weight="conv.gain"),
+        "conv.gain must have the shape",
+        NORMED,
+    ),
+    ("a bias of a norm in codes", operation(NORMED, bias="fc.codes"), "is torch.int8, expected", NORMED),
+    ("no gain of a norm", tensor("rows", None), "'rows' is missing", ROWS),
+    ("a gain that is no number", tensor("rows", torch.full((5,), math.nan)), "NaN or infinity", NORMED),
+    ("a negative epsilon", operation(NORMED, epsilon=-1e-5), "epsilon must be", NORMED),
+    ("an epsilon that is no number", operation(NORMED, epsilon=math.nan), "epsilon must be", NORMED),
+    ("an infinite epsilon", operation(NORMED, epsilon=math.inf), "epsilon must be", NORMED),
+    ("an activation of indices", operation(ACTIVE, input="ids"), "it takes f32", ACTIVE),
+    ("real numbers as indices", operation(LOOKED, input="rows"), "it takes i64 and gives f32", LOOKED),
+    ("a table that is no matrix", tensor("words", torch.ones(9)), "must have rows of numbers", LOOKED),
+    ("a table without rows", tensor("words", torch.ones(0, 2)), "must have rows of numbers", LOOKED),
+    ("a table in double precision", tensor("words", torch.ones(9, 2).double()), "is torch.float64", LOOKED),
+    ("rows of another length", tensor("words", torch.ones(9, 3)), "expected Nx3x3", LOOKED),
+    ("a sum of one", operation(SCALED, constant=None), "takes another value or a constant", SCALED),
+    ("a sum of three", operation(SUM, constant="pair"), "takes another value or a constant", SUM),
+    ("a sum with indices", operation(SUM, other="ids"), "it takes f32", SUM),
+    ("a sum of two shapes", operation(SUM, other="scaled"), "Nx3x2 are not the last dimensions of Nx3", SUM),
+    ("a constant of another size", tensor("pair", torch.ones(3)), "3 are not the last dimensions of Nx3x2", SCALED),
+    ("a constant without numbers", tensor("pair", torch.ones(0)), "are not the last dimensions", SCALED),
+    ("a constant of whole numbers", tensor("pair", torch.ones(2).int()), "is torch.int32, expected", SCALED),
+    ("an infinite constant", tensor("pair", torch.full((2,), math.inf)), "holds NaN or infinity", SCALED),
+    ("a product of other depths", operation(SQUARES, other="looked"), "no product of Nx3x2 and Nx3x2", SQUARES),
+    ("a product with a vector", operation(SQUARES, other="fc"), "no product of Nx3x2 and Nx5", SQUARES),
+    ("a product over the batch", operation(SQUARES, input="fc", other="fc"), "no product of", SQUARES),
+    ("a mean over no dimension", operation(AVERAGE, dim=3), "Nx3x3 has no dimension 3", AVERAGE),
+    ("a mean from behind", operation(AVERAGE, dim=-1), "Nx3x3 has no dimension -1", AVERAGE),
+    ("a mean over the batch", operation(AVERAGE, dim=0), "must have a fixed size, not N", AVERAGE),
+    ("an element beyond the last", operation(FIRST, index=3), "has no element 3", FIRST),
+    ("an element before the first", operation(FIRST, index=-1), "has no element -1", FIRST),
+    ("an element of the batch", operation(FIRST, dim=0), "must have a fixed size, not N", FIRST),
+]
 
 
 def test_the_good_program_is_good() -> None:
@@ -312,7 +379,7 @@ def test_programs_of_the_zoo_are_good(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message", "where"),
-    [pytest.param(*case[1:], id=case[0]) for case in [*GRIDS, *ORDER, *SHAPES, *NUMBERS, *FUNCTIONS]],
+    [pytest.param(*case[1:], id=case[0]) for case in [*GRIDS, *ORDER, *SHAPES, *NUMBERS, *FUNCTIONS, *FLOATS]],
 )
 def test_a_broken_rule_is_refused_with_the_place(change: Change, message: str, where: str | int | None) -> None:
     with pytest.raises(VerifyError, match=message) as caught:
@@ -321,6 +388,14 @@ def test_a_broken_rule_is_refused_with_the_place(change: Change, message: str, w
         kind, output = type(OPERATIONS[where]).__name__.lower(), list(VALUES)[where + 1]
         where = f"operation {where} ({kind} -> {output})"
     assert caught.value.where == where
+
+
+def test_a_softmax_over_the_batch_is_refused() -> None:
+    values = {**VALUES, "turned_round": Value("f32", (5, -1)), "share": Value("f32", (5, -1))}
+    operations = (*OPERATIONS[:SHARE], Permute("active", "turned_round", (1, 0)), Softmax("turned_round", "share"))
+    change = listing(values=values, operations=(*operations, *OPERATIONS[SHARE + 1 :]))
+    with pytest.raises(VerifyError, match="must have a fixed size, not N"):
+        verify_program(change(GOOD))
 
 
 # Accumulators: what 32 bits hold

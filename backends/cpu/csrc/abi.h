@@ -3,7 +3,10 @@
 // No step depends on the batch size: an `Extent` of -k stands for k times the batch, and a `Place` grows with it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+
+#include "abi_floats.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MBQC_X86 1  // kernels for newer instruction sets rest on g++'s target pragma
@@ -15,22 +18,13 @@
 
 namespace mbqc {
 
-constexpr int64_t VERSION = 3;
+constexpr int64_t VERSION = 4;
 constexpr int64_t BLOCK = 16;        // outputs of one weight panel
 constexpr int64_t QUAD = 4;          // inputs that one dot product instruction takes
 constexpr int64_t WORD = 32;         // inputs of one bit that a lane takes
 constexpr int64_t PANEL_BLOCKS = 2;  // blocks of outputs that a dense kernel takes at once, at most
 constexpr int64_t MAX_RANK = 8;
 constexpr int64_t MAX_PACKED_ROWS = 8;  // rows that packed weights are for, at most
-
-using Extent = int64_t;
-
-// Memory of a value or of scratch: `bases[base] + max(batch, 1) * sample + fixed`. Base 0 is the arena.
-struct Place {
-    int64_t base;
-    int64_t sample;
-    int64_t fixed;
-};
 
 // See mbqc/program/operations.py. Tables have an entry per channel, or BLOCK equal ones (table_step 0); BLOCK - 1 more
 // may be read.
@@ -177,7 +171,26 @@ struct Permute {
     int64_t order[MAX_RANK];
 };
 
-enum class Kind : int64_t { quantize, map, conv, popcount, depthwise, average_pool, max_pool, lookup, copy, permute };
+enum class Kind : int64_t {
+    quantize,
+    map,
+    conv,
+    popcount,
+    depthwise,
+    average_pool,
+    max_pool,
+    lookup,
+    copy,
+    permute,
+    layer_norm,
+    softmax,
+    activation,
+    embedding,
+    arithmetic,
+    matmul,
+    mean,
+    select,
+};
 
 struct Step {
     Kind kind;
@@ -190,6 +203,13 @@ struct Step {
         Lookup lookup;
         Copy copy;
         Permute permute;
+        FloatRows float_rows;
+        Activation activation;
+        Embedding embedding;
+        Arithmetic arithmetic;
+        MatMul matmul;
+        Mean mean;
+        Select select;
     };
 };
 
@@ -206,6 +226,7 @@ struct Call {
     int64_t batch;
     uint8_t* const* bases;
     int64_t own_bytes;  // of each thread's own scratch
+    std::atomic<int64_t>* failed;  // gets the number, from 1 on, of a step that met an index outside its table
     int64_t thread = 0;
     int64_t threads = 1;
     Barrier* barrier = nullptr;

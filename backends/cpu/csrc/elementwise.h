@@ -125,6 +125,10 @@ inline uint8_t* permute_from(int64_t dim, int64_t rank, const int64_t* sizes, co
         for (int64_t i = 0; i < sizes[dim]; ++i) y[i] = x[i * strides[dim]];
         return y + sizes[dim];
     }
+    if (dim == rank - 2 && sizes[rank - 1] == sizeof(float)) {  // single floats
+        for (int64_t i = 0; i < sizes[dim]; ++i) std::memcpy(y + i * 4, x + i * strides[dim], sizeof(float));
+        return y + sizes[dim] * 4;
+    }
     for (int64_t i = 0; i < sizes[dim]; ++i) y = permute_from(dim + 1, rank, sizes, strides, x + i * strides[dim], y);
     return y;
 }

@@ -54,6 +54,11 @@ inline Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
 inline Float splat(float v) { return _mm256_set1_ps(v); }
 inline Float load(const float* p) { return _mm256_loadu_ps(p); }
 inline Float load(const float* p, int64_t count) { return _mm256_maskload_ps(p, first(count)); }
+inline Float as_float(Int v) { return _mm256_castsi256_ps(v); }
+inline Int as_int(Float v) { return _mm256_castps_si256(v); }
+inline Float load(const float* p, int64_t count, Float rest) {
+    return _mm256_blendv_ps(rest, load(p, count), as_float(first(count)));
+}
 inline void store(float* p, Float v, int64_t count) { _mm256_maskstore_ps(p, first(count), v); }
 inline Float larger(Float a, Float b) { return _mm256_max_ps(a, b); }   // b if either is not a number, or both are zero
 inline Float smaller(Float a, Float b) { return _mm256_min_ps(a, b); }  // likewise

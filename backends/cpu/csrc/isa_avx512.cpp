@@ -42,6 +42,9 @@ inline Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 inline Float splat(float v) { return _mm512_set1_ps(v); }
 inline Float load(const float* p) { return _mm512_loadu_ps(p); }
 inline Float load(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(first(count), p); }
+inline Float load(const float* p, int64_t count, Float rest) { return _mm512_mask_loadu_ps(rest, first(count), p); }
+inline Int as_int(Float v) { return _mm512_castps_si512(v); }
+inline Float as_float(Int v) { return _mm512_castsi512_ps(v); }
 inline void store(float* p, Float v, int64_t count) {
     if (count == LANES) {
         _mm512_storeu_ps(p, v);  // masked stores are slow

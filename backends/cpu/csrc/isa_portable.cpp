@@ -54,6 +54,12 @@ inline Float to_float(Int v) { return __builtin_convertvector(v, Float); }
 inline Float splat(float v) { return Float{v, v, v, v}; }
 inline Float load(const float* p) { return load_first<Float>(p, sizeof(Float)); }
 inline Float load(const float* p, int64_t count) { return load_first<Float>(p, count * 4); }
+inline Float load(const float* p, int64_t count, Float rest) {
+    std::memcpy(&rest, p, static_cast<size_t>(count) * 4);
+    return rest;
+}
+inline Int as_int(Float v) { return reinterpret_cast<Int>(v); }
+inline Float as_float(Int v) { return reinterpret_cast<Float>(v); }
 inline void store(float* p, Float v, int64_t count) { std::memcpy(p, &v, static_cast<size_t>(count) * 4); }
 inline Float larger(Float a, Float b) { return a > b ? a : b; }   // b if either is not a number, or both are zero
 inline Float smaller(Float a, Float b) { return a < b ? a : b; }  // likewise

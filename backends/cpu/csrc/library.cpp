@@ -32,7 +32,8 @@ MBQC_EXPORT void mbqc_layout(int64_t* layout) {
     const int64_t sizes[] = {
         VERSION,      sizeof(Place),   sizeof(Epilogue),  sizeof(StoredWeights), sizeof(Quantize),
         sizeof(Map),  sizeof(Conv),    sizeof(Depthwise), sizeof(Pool),          sizeof(Lookup),
-        sizeof(Copy), sizeof(Permute), sizeof(Step),
+        sizeof(Copy), sizeof(Permute), sizeof(FloatRows), sizeof(Activation),    sizeof(Embedding),
+        sizeof(Arithmetic), sizeof(MatMul), sizeof(Mean), sizeof(Select),    sizeof(Step),
     };
     for (const int64_t size : sizes) *layout++ = size;
 }
@@ -77,13 +78,16 @@ MBQC_EXPORT int64_t mbqc_probe(int64_t isa, int64_t limit, int64_t rounds, const
     return which == mbqc::Limit::count_bits ? 0 : mbqc::portable::probe(which, rounds, buffer, bytes);
 }
 
-// Runs steps, with a team or by the caller's thread alone. `ticks`: null, or room for count + 1 times.
-MBQC_EXPORT void mbqc_run(int64_t isa, const mbqc::Step* steps, int64_t count, int64_t batch, uint8_t* const* bases,
-                          int64_t own_bytes, mbqc::Team* team, int64_t* ticks) {
-    const mbqc::Call call{batch, bases, own_bytes};
+// Runs steps, with a team or by the caller's thread alone. `ticks`: null, or room for count + 1 times. Returns 0, or the
+// number of a step that met an index outside its table.
+MBQC_EXPORT int64_t mbqc_run(int64_t isa, const mbqc::Step* steps, int64_t count, int64_t batch, uint8_t* const* bases,
+                             int64_t own_bytes, mbqc::Team* team, int64_t* ticks) {
+    std::atomic<int64_t> failed{0};
+    const mbqc::Call call{batch, bases, own_bytes, &failed};
     if (team) {
         team->run({runner(isa), steps, count, call, ticks});
     } else {
         runner(isa)(steps, count, call, ticks);
     }
+    return failed.load(std::memory_order_relaxed);
 }

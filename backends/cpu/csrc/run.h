@@ -6,6 +6,8 @@
 #include "conv.h"
 #include "depthwise.h"
 #include "elementwise.h"
+#include "floats.h"
+#include "matmul.h"
 #include "pool.h"
 #include "popcount.h"
 
@@ -25,6 +27,16 @@ void run(const Step* steps, int64_t count, const Call& call, int64_t* ticks) {
             case Kind::lookup: lookup(step->lookup, call); break;
             case Kind::copy: copy(step->copy, call); break;
             case Kind::permute: permute(step->permute, call); break;
+            case Kind::layer_norm: layer_norm(step->float_rows, call); break;
+            case Kind::softmax: softmax(step->float_rows, call); break;
+            case Kind::activation: activation(step->activation, call); break;
+            case Kind::embedding:
+                if (!embedding(step->embedding, call)) call.failed->store(step - steps + 1, std::memory_order_relaxed);
+                break;
+            case Kind::arithmetic: arithmetic(step->arithmetic, call); break;
+            case Kind::matmul: matmul(step->matmul, call); break;
+            case Kind::mean: mean(step->mean, call); break;
+            case Kind::select: select(step->select, call); break;
         }
         call.sync();
         if (ticks) *ticks++ = nanoseconds();
