@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,10 +149,12 @@ def _aligned(size: int) -> int:
 
 
 class ArenaPool:
-    """Arenas between calls: as many as there were calls at once, each as large as its largest call."""
+    """Arenas between calls: as many as there were calls at once, each as large as its largest call.
+
+    No lock: taking from a list is one step to other threads, and a process forked meanwhile would wait for it for ever.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._free: list[Tensor] = []
 
     @contextmanager
@@ -163,8 +164,10 @@ class ArenaPool:
         Raises:
             BackendError: there is no memory of that size.
         """
-        with self._lock:
-            arena = self._free.pop() if self._free else None
+        try:
+            arena = self._free.pop()
+        except IndexError:
+            arena = None
         if arena is None or arena.numel() < size:
             try:
                 arena = torch.empty(size, dtype=torch.uint8)
@@ -174,5 +177,4 @@ class ArenaPool:
         try:
             yield arena
         finally:
-            with self._lock:
-                self._free.append(arena)
+            self._free.append(arena)

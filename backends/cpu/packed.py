@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,14 +64,16 @@ def packed_name(isa: str, field: int) -> str:
 
 
 class PackedWeights:
-    """The copies of a Program's layers: each made when it is first asked for, then kept."""
+    """The copies of a Program's layers: each made when it is first asked for, then kept.
+
+    No lock, for which a process forked meanwhile would wait for ever: two threads may make the same copy, one is kept.
+    """
 
     def __init__(self, kernels: Kernels, layers: Mapping[str, LayerData], ladder: Ladder, cost: CostModel) -> None:
         self._kernels = kernels
         self._layers = layers
         self._ladder = ladder
         self._cost = cost
-        self._lock = threading.Lock()
         self._copies: dict[tuple[str, int], Packed] = {}
 
         chosen = [self._paying(batch) for batch in range(abi.MAX_PACKED_ROWS + 2)]
@@ -95,18 +96,16 @@ class PackedWeights:
 
     def tensors(self) -> list[Tensor]:
         """All copies."""
-        with self._lock:
-            return [packed.codes for packed in self._copies.values()]
+        return [packed.codes for packed in list(self._copies.values())]
 
     def find(self, output: str, bits: int, batch: int) -> Packed | None:
         """The copy for calls of `batch` samples of the layer operation with that output, or None where none pays."""
         if bits not in FIELDS or not self._pays(output, batch):
             return None
         field = FIELDS[bits]
-        with self._lock:
-            if (output, bits) not in self._copies:
-                self._copies[output, bits] = Packed(self._pack(self._layers[output], bits, field), field)
-            return self._copies[output, bits]
+        if (output, bits) not in self._copies:
+            self._copies.setdefault((output, bits), Packed(self._pack(self._layers[output], bits, field), field))
+        return self._copies[output, bits]
 
     def _pack(self, layer: LayerData, bits: int, field: int) -> Tensor:
         depth = layer.geometry.channels

@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mbqc.backends import cpu, reference
 from mbqc.backends.cpu import abi, native
+from mbqc.backends.cpu.memory import ArenaPool
 from mbqc.errors import BackendError
 from mbqc.numerics import ALL_BITS
 from mbqc.program.float_operations import Embedding
@@ -175,6 +177,38 @@ def test_stored_weights_are_never_modified() -> None:
         executable.run([images(1)], uniform(program, bits))
     assert all(torch.equal(program.tensors[name], tensor) for name, tensor in before.items())
     assert equal(executable.run([images(1)], uniform(program, 8)), eight)
+
+
+def test_a_process_forked_while_another_thread_gives_an_arena_back_still_gets_one() -> None:
+    giving, forked = threading.Event(), threading.Event()
+
+    class Slow(list[Tensor]):
+        def append(self, arena: Tensor) -> None:
+            giving.set()
+            forked.wait()
+            super().append(arena)
+
+    pool = ArenaPool()
+    pool._free = Slow()
+
+    def call() -> None:
+        with pool.arena(64):
+            pass
+
+    other = threading.Thread(target=call)
+    other.start()
+    giving.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as above
+        child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends a process that waits for ever
+        with pool.arena(64):
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    forked.set()
+    other.join()
+    assert status == 0
 
 
 def test_missing_library(tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def test_large_layers_take_every_kernel(isa: str, inputs: int, rows: int, monkey
         assert all(same(a, b) for a, b in zip(found, expected, strict=True)), bits
 
 
+@pytest.mark.parametrize("isa", supported_isas())
+def test_each_block_of_a_copy_begins_a_group_though_the_last_one_is_not_full(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ISA_VARIABLE, isa)
+    program = two_layers(257, 48, "none", "round", seed=3)  # 65 quads of inputs: no multiple of two, four or eight
+    executable, definition = CpuExecutable(program, kernels(), 1, ALWAYS_PACKED), reference.load(program)
+    random = torch.Generator().manual_seed(0)
+    x = [torch.randn(2, size, generator=random) for size in (257, 48)]
+    for bits in (4, 2, 1):
+        widths = with_inputs_of(program, 8, bits)
+        found, expected = executable.run(x, widths), definition.run(x, widths)
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True)), bits
+
+
 def test_codes_at_the_ends_of_their_ranges() -> None:
     """The largest sums: every product has the same sign, and offsets are as large as can be."""
     for code in (-128, -1, 0, 127):

@@ -95,12 +95,13 @@ struct Dense {
     template <class Multiply>
     void each(int64_t channel, int64_t lanes, Range tiles, Multiply multiply) const {
         if (tiling.paired) return each_pair(channel, lanes, tiles, multiply);
-        while (tiles.first < tiles.last) {
-            const int64_t row = tiles.first / tiling.count, tile = tiles.first % tiling.count;
-            const int64_t end = least(tiling.count, tile + tiles.last - tiles.first), column = tiling.start(tile);
-            const Inside in = inside({row % c.out_height, row % c.out_height + 1});
-            const uint8_t* inputs = inputs_of(in, row / c.out_height, row % c.out_height, column);
-            Finish f = finish_of(row * s.out_width + column, channel, lanes);
+        int64_t row = tiles.first / tiling.count, tile = tiles.first % tiling.count;
+        int64_t n = row / c.out_height, y = row % c.out_height;
+        for (int64_t left = tiles.last - tiles.first; left > 0; ++row, tile = 0) {
+            const int64_t end = least(tiling.count, tile + left), column = tiling.start(tile);
+            const Inside in = inside({y, y + 1});
+            const uint8_t* inputs = inputs_of(in, n, y, column);
+            Finish f(c, call, windows, row * s.out_width + column, channel, lanes);
             const auto run_tiles = [&](int64_t pixels, int64_t count) {
                 for (; count > 0; --count) {
                     multiply(in, pixels, inputs, f);
@@ -110,7 +111,8 @@ struct Dense {
             };
             run_tiles(tiling.pixels + 1, least(end, tiling.larger) - tile);
             run_tiles(tiling.pixels, end - most(tile, tiling.larger));
-            tiles.first += end - tile;
+            left -= end - tile;
+            if (++y == c.out_height) ++n, y = 0;
         }
     }
 
@@ -122,7 +124,7 @@ struct Dense {
             const Range rows = tiling.rows(i % tiling.tiles, c.out_height);
             const Inside in = inside(rows);
             multiply(in, (rows.last - rows.first) * s.out_width, inputs_of(in, n, rows.first, 0),
-                     finish_of((n * c.out_height + rows.first) * s.out_width, channel, lanes));
+                     Finish(c, call, windows, (n * c.out_height + rows.first) * s.out_width, channel, lanes));
         }
     }
 
@@ -139,15 +141,6 @@ struct Dense {
 
     const uint8_t* inputs_of(const Inside& in, int64_t n, int64_t y, int64_t column) const {
         return x + s.pixel(c, n, y, column) * walk.pixel_bytes + in.first * walk.row_step;
-    }
-
-    Finish finish_of(int64_t output, int64_t channel, int64_t lanes) const {
-        const Epilogue& e = c.epilogue;
-        const int64_t element = output * c.out_channels + channel;
-        return {e, e.multiplier + channel, e.addend + channel, windows ? e.window_multiplier + channel : nullptr,
-                lanes, c.out_channels, c.groups, c.weights.shift, windows ? windows + output * c.groups : nullptr,
-                e.has_residual ? call.at(e.residual) + element : nullptr,
-                call.at(c.output) + element * (e.to_float ? 4 : 1)};
     }
 };
 

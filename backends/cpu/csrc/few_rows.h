@@ -124,7 +124,6 @@ MultiplyRows row_multiplier(int64_t rows, std::index_sequence<INDICES...>) {
 template <int FIELDS, bool NARROW, int AT_ONCE>
 void multiply_blocks(const Conv& c, const uint8_t* x, const float* windows, int64_t rows, const int8_t* weights,
                      const Call& call) {
-    const Epilogue& e = c.epilogue;
     const Narrowing narrowing(c.weights);
     const int64_t depth = c.channels, quads = (depth + QUAD - 1) / QUAD, groups = (quads + FIELDS - 1) / FIELDS;
     int32_t offsets[MAX_PACKED_ROWS];
@@ -134,10 +133,7 @@ void multiply_blocks(const Conv& c, const uint8_t* x, const float* windows, int6
     const Range blocks = call.share((c.out_channels + BLOCK - 1) / BLOCK);
     for (int64_t b = blocks.first; b < blocks.last; ++b) {
         const int64_t channel = b * BLOCK;
-        Finish f{e, e.multiplier + channel, e.addend + channel, windows ? e.window_multiplier + channel : nullptr,
-                 least(BLOCK, c.out_channels - channel), c.out_channels, 1, c.weights.shift, windows,
-                 e.has_residual ? call.at(e.residual) + channel : nullptr,
-                 call.at(c.output) + channel * (e.to_float ? 4 : 1)};
+        Finish f(c, call, windows, 0, channel, least(BLOCK, c.out_channels - channel));
         for (int64_t r = 0; r < rows; r += AT_ONCE) {
             const int64_t count = least(AT_ONCE, rows - r);
             const auto multiply = row_multiplier<FIELDS, NARROW>(count, std::make_index_sequence<AT_ONCE>{});

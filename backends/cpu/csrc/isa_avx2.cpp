@@ -172,6 +172,7 @@ inline Bytes load_bytes(const uint8_t* quads) { return pairs(load_vector(quads))
 
 // For the compiler, a change of a value, and a use.
 inline void renew(Bytes& x) { asm volatile("" : "+x"(x.even), "+x"(x.odd)); }
+inline void renew(Float& x) { asm volatile("" : "+x"(x)); }
 inline void keep(const Int& v) { asm volatile("" : : "x"(v)); }
 
 // The first three bytes of each of 16 quads.

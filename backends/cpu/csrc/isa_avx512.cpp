@@ -33,9 +33,10 @@ inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
 inline Int shift_left(Int v, int bits) { return _mm512_slli_epi32(v, static_cast<unsigned>(bits)); }
 inline Int shift_right(Int v, int64_t bits) { return _mm512_sra_epi32(v, _mm_cvtsi64_si128(bits)); }
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(0xffffu >> (16 - count)); }
-inline Int load_codes(const uint8_t* p, int64_t count) {
-    return _mm512_cvtepu8_epi32(count == LANES ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
-                                               : _mm_maskz_loadu_epi8(first(count), p));
+inline Int load_codes(const uint8_t* p, int64_t count) {  // no branch: masked loads are fast
+    const bool all = __builtin_constant_p(count) && count == LANES;
+    return _mm512_cvtepu8_epi32(all ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
+                                    : _mm_maskz_loadu_epi8(first(count), p));
 }
 
 inline Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
@@ -89,14 +90,14 @@ inline void store_packed(uint8_t* p, Packed codes, int64_t count) {
         _mm512_storeu_si512(p, codes);  // all of them
     } else if constexpr (VECTORS == 1) {
         const __m128i part = _mm512_extracti32x4_epi32(codes, FIRST);
-        if (count == LANES) {
+        if (__builtin_expect(count == LANES, 1)) {
             _mm_storeu_si128(reinterpret_cast<__m128i*>(p), part);
         } else {
             _mm_mask_storeu_epi8(p, first(count), part);
         }
     } else {
         const __m256i part = _mm512_extracti64x4_epi64(codes, FIRST / 2);
-        if (count == 2 * LANES) {
+        if (__builtin_expect(count == 2 * LANES, 1)) {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), part);
         } else {
             _mm256_mask_storeu_epi8(p, 0xffffffffu >> (32 - count), part);
@@ -189,6 +190,7 @@ inline Bytes load_bytes(const uint8_t* quads) { return _mm512_loadu_si512(quads)
 
 // For the compiler, a change of a value, and a use.
 inline void renew(Bytes& x) { asm volatile("" : "+v"(x)); }
+inline void renew(Float& x) { asm volatile("" : "+v"(x)); }
 inline void keep(const Int& v) { asm volatile("" : : "v"(v)); }
 
 inline int32_t sum_codes(const uint8_t* p, int64_t count) {
@@ -230,10 +232,12 @@ INLINE inline __m256i sum_8_rows(const uint8_t* x, int64_t depth, Eights eights)
     __m512i sums[8];
     const __mmask64 rest = ALL >> (-depth & 63);
     const int64_t whole = (depth - 1) / 64 * 64;
-    unrolled(rows, [&](auto row) INLINE { sums[row] = eights(x + row * depth + whole, rest); });
-    for (int64_t i = 0; i < whole; i += 64) {
-        unrolled(rows, [&](auto row) INLINE { sums[row] = _mm512_add_epi64(sums[row], eights(x + row * depth + i, ALL)); });
-    }
+    unrolled(rows, [&](auto row) INLINE {  // in the order of memory: that is what processors fetch ahead
+        const uint8_t* const from = x + row * depth;
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t i = 0; i < whole; i += 64) sum = _mm512_add_epi64(sum, eights(from + i, ALL));
+        sums[row] = _mm512_add_epi64(sum, eights(from + whole, rest));
+    });
     const __m512i front = add_lanes(add_pairs(sums[0], sums[1]), add_pairs(sums[2], sums[3]));
     const __m512i back = add_lanes(add_pairs(sums[4], sums[5]), add_pairs(sums[6], sums[7]));
     return _mm512_cvtepi64_epi32(add_lanes(front, back));

@@ -135,6 +135,7 @@ inline Bytes broadcast(const uint8_t* p) {
 #define VECTOR_REGISTER "m"
 #endif
 inline void renew(Bytes& x) { asm volatile("" : "+" VECTOR_REGISTER(x.even), "+" VECTOR_REGISTER(x.odd)); }
+inline void renew(Float& x) { asm volatile("" : "+" VECTOR_REGISTER(x)); }
 inline void keep(const Int& v) { asm volatile("" : : VECTOR_REGISTER(v)); }
 
 // A product of an unsigned and a signed byte fits 16 bits; a sum of two does not.

@@ -25,26 +25,28 @@ struct Shape {
 inline void put(int32_t* to, Int sum, int64_t) { store(to, sum); }
 inline void put(float* to, Int sum, int64_t count) { store(to, to_float(sum), least(LANES, count)); }
 
-// to[i] = from[i] + from[step + i] + ..., `count` numbers each, for i below `size`; int32_t in whole vectors.
+// Sums of windows that begin at each of `size` sums of pixels and groups. All taps at once: sums over rows would be
+// read again, shifted, before they have left the store queue.
 template <class To>
-void add_shifted(const int32_t* from, int64_t count, int64_t step, int64_t size, To* to) {
+void add_taps(const Conv& c, const Shape& s, const int32_t* from, int64_t size, To* to) {
+    const int64_t row_step = c.dilation[0] * s.width * c.groups, step = c.dilation[1] * c.groups;
     for (int64_t i = 0; i < size; i += LANES) {
-        Int sum = load(from + i);
-        for (int64_t k = 1; k < count; ++k) sum = add(sum, load(from + k * step + i));
+        Int sum = zero();
+        for (int64_t y = 0; y < c.kernel[0]; ++y) {
+            const int32_t* const row = from + y * row_step + i;
+            for (int64_t x = 0; x < c.kernel[1]; ++x) sum = add(sum, load(row + x * step));
+        }
         put(to + i, sum, size - i);
     }
 }
 
-// A row of windows from sums of columns [width][groups].
-inline void add_columns(const Conv& c, const Shape& s, const int32_t* columns, float* row) {
-    const int64_t step = c.dilation[1] * c.groups;
-    if (c.stride[1] == 1) return add_shifted(columns, c.kernel[1], step, s.out_width * c.groups, row);
-    for (int64_t x = 0; x < s.out_width; ++x, columns += c.stride[1] * c.groups) {
-        for (int64_t g = 0; g < c.groups; ++g) {
-            int32_t sum = 0;
-            for (int64_t k = 0; k < c.kernel[1]; ++k) sum += columns[k * step + g];
-            *row++ = static_cast<float>(sum);
-        }
+// A row of windows.
+inline void add_row(const Conv& c, const Shape& s, const int32_t* from, int32_t* columns, float* row) {
+    const int64_t stride = c.stride[1] * c.groups;
+    if (c.stride[1] == 1) return add_taps(c, s, from, s.out_width * c.groups, row);
+    add_taps(c, s, from, (s.out_width - 1) * stride + c.groups, columns);
+    for (int64_t x = 0; x < s.out_width; ++x, columns += stride) {
+        for (int64_t g = 0; g < c.groups; ++g) *row++ = static_cast<float>(columns[g]);
     }
 }
 
@@ -62,15 +64,14 @@ const float* window_sums(const Conv& c, const Shape& s, const Call& call, SumPix
     const int64_t first = chunks.first * CHUNK, size = least(count, chunks.last * CHUNK) - first;
     if (size > 0) {
         sum_pixels(first, size, pixels + first);
-        if (pointwise) add_shifted(pixels + first, 1, 0, size, windows + first);
+        if (pointwise) add_taps(c, s, pixels + first, size, windows + first);
     }
     call.sync();
     if (pointwise) return windows;
     const Range rows = call.share(s.images * c.out_height);
     for (int64_t i = rows.first; i < rows.last; ++i) {
         const int32_t* from = pixels + s.pixel(c, i / c.out_height, i % c.out_height, 0) * c.groups;
-        add_shifted(from, c.kernel[0], c.dilation[0] * row_size, row_size, columns);
-        add_columns(c, s, columns, windows + i * s.out_width * c.groups);
+        add_row(c, s, from, columns, windows + i * s.out_width * c.groups);
     }
     call.sync();
     return windows;
