@@ -23,7 +23,7 @@ def test_calls(cli: Cli, artifact: Path) -> None:
     found = cli("bench", artifact, *options)
     assert found.code == 0
     assert fits(found.out)
-    assert "reference backend (int64, torch), batch 2, 1 thread, 5 calls a row." in found.out
+    assert "reference backend (int64, float32, torch), batch 2, 1 thread, 5 calls a row." in found.out
     answer = cli("bench", artifact, *options, "--json").json
     rows = answer["rows"]
     assert [(row["runtime"], row["bits"]) for row in rows] == [("mbqc", "8"), ("mbqc", "4")]
