@@ -65,7 +65,7 @@ def replace_call(
     return new
 
 
-def replace_value(node: fx.Node, value: fx.Node | int) -> None:
+def replace_value(node: fx.Node, value: fx.Node | float) -> None:
     """Give every user of `node` the node or the number `value` instead, and erase `node`."""
     if isinstance(value, fx.Node):
         node.replace_all_uses_with(value)

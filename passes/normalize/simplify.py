@@ -46,24 +46,22 @@ def simplify(gm: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
 
 
 def _simplify_sizes(gm: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
-    """Make fixed sizes numbers, and the others multiples of the batch size of the first input."""
-    sizes = [n for n in gm.graph.nodes if is_int(n)]
-    if not sizes:
+    """Put numbers for fixed sizes and what is computed from them, multiples of the first input's batch for others."""
+    if not any(is_int(n) for n in gm.graph.nodes):
         return
     values = [evaluate(gm, example_inputs, batch) for batch in BATCHES]
     *_, last_input = gm.graph.find_nodes(op="placeholder")
     with gm.graph.inserting_after(last_input):
         batch = gm.graph.call_function(aten.sym_size.int, (gm.graph.find_nodes(op="placeholder")[0], 0))
-    for node in sizes:
-        scaled = scaled_by_batch((values[0][node], values[1][node]))
-        if scaled is None:
-            continue
-        if scaled >= 0:
-            replace_value(node, scaled)
-        elif scaled == -1:
-            replace_value(node, batch)
-        else:
-            replace_call(node, "call_function", operator.mul, (batch, -scaled))
+    for node in [n for n in values[0] if n.op == "call_function" and isinstance(values[0][n], int | float)]:
+        first, second = values[0][node], values[1][node]
+        if first == second:
+            replace_value(node, first)
+        elif is_int(node) and (scaled := scaled_by_batch((first, second))) is not None:
+            if scaled == -1:
+                replace_value(node, batch)
+            else:
+                replace_call(node, "call_function", operator.mul, (batch, -scaled))
 
 
 _RESHAPES = frozenset(

@@ -211,6 +211,19 @@ def test_sizes_leave_no_trace_in_shapes():
     assert not gm.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
 
 
+def test_what_is_computed_from_fixed_sizes_is_a_number():
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            _, words, channels = x.shape
+            return super().forward(x) / (channels // words) ** 0.5
+
+    model, inputs = Scaled(16, 16), (torch.randn(2, 4, 16),)
+    gm = canonical(model, inputs)
+    (division,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.div.Tensor)
+    assert division.args[1] == 2.0
+    same_outputs(gm, model, inputs)
+
+
 def test_random_state_is_left_alone():
     model, inputs = MODELS["vit_torch"]()
     torch.manual_seed(3)

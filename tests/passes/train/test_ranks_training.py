@@ -147,9 +147,9 @@ def work(rank: int, port: int, folder: Path) -> None:
         found["resumed"] = {calls: resumed(calls, folder / f"{calls}") for calls in (10, 31, 42)}
         graph, result = trained("epochs=1,reestimate=width", context(labelled=Noisy()))
         found["estimated"] = [weights(graph), result.separate]
-        nan = {"loss": loss_until(10, lambda output: (output * torch.nan).sum())} if rank else {}
+        nan = {"loss": loss_until(11, lambda output: (output * torch.nan).sum())} if rank else {}
         found["nan"] = error_of("epochs=1", **nan)
-        steep = {"loss": loss_until(10, lambda output: (output * 0).sum().sqrt())} if rank else {}
+        steep = {"loss": loss_until(11, lambda output: (output * 0).sum().sqrt())} if rank else {}
         found["steep"] = error_of("epochs=1", **steep)
         found["unlike"] = error_of("epochs=1", labelled=stripes(96 - rank))
         found["batches"] = error_of("epochs=1", labelled=[stripes()])
