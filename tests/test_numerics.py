@@ -8,14 +8,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mbqc import numerics
 from mbqc.numerics import ALL_BITS, Ladder
-
-laws = settings(deadline=None, derandomize=True, database=None)
 
 CODES = range(-128, 128)
 LADDERS: tuple[Ladder, ...] = ("round", "shift")
@@ -239,7 +237,6 @@ def test_few_inputs_take_the_mean_into_their_codes_and_many_an_offset(size: int,
     assert (found.offset == 0).all() == shifted
 
 
-@laws
 @few_inputs
 def test_few_inputs_have_the_float_mean_to_half_a_step_of_their_sum(case: Channels) -> None:
     """Or lie at the end of what a shift can reach, on the side of the mean."""
@@ -250,7 +247,6 @@ def test_few_inputs_have_the_float_mean_to_half_a_step_of_their_sum(case: Channe
     assert torch.equal(case.shifted.sum(1)[beyond], torch.where(off > 0, low, high)[beyond])
 
 
-@laws
 @few_inputs
 def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(case: Channels) -> None:
     """Triangle inequality: each code gets one of two neighbouring numbers, whose spread is at most 1/2.
@@ -269,7 +265,6 @@ def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(cas
     assert bool((found >= before - half - case.found.slope * clipped).all())
 
 
-@laws
 @few_inputs
 def test_the_slope_gives_few_inputs_the_float_spread_unless_their_mean_is_then_out_of_reach(case: Channels) -> None:
     """Such a channel, and one without spread, keeps the slope of its codes."""
@@ -280,7 +275,6 @@ def test_the_slope_gives_few_inputs_the_float_spread_unless_their_mean_is_then_o
     )
 
 
-@laws
 @few_inputs_mean_alone
 def test_the_mean_alone_keeps_the_slope(case: Channels) -> None:
     assert torch.equal(case.found.slope, case.scale)
@@ -288,7 +282,6 @@ def test_the_mean_alone_keeps_the_slope(case: Channels) -> None:
     assert bool((off.abs() <= 0.5 + ROUNDING * case.size)[case.within_reach(case.scale)].all())
 
 
-@laws
 @many_inputs
 def test_many_inputs_have_both_float_moments(case: Channels) -> None:
     """A constant cannot be spread: its gain is 1."""
@@ -300,7 +293,6 @@ def test_many_inputs_have_both_float_moments(case: Channels) -> None:
     assert torch.equal(case.found.slope[case.spread == 0], case.scale[case.spread == 0])
 
 
-@laws
 @many_inputs_mean_alone
 def test_many_inputs_may_have_the_mean_alone(case: Channels) -> None:
     assert torch.equal(case.found.slope, case.scale)
@@ -319,7 +311,6 @@ def test_a_shift_adds_a_number_to_all_codes_and_one_more_to_the_first() -> None:
         assert shifted.tolist() == expected
 
 
-@laws
 @given(
     st.lists(st.sampled_from(range(-128, 128, 16)), min_size=1, max_size=6), st.floats(-140, 140), st.floats(0.25, 4)
 )
@@ -378,7 +369,6 @@ def test_moments_are_those_of_the_population() -> None:
     assert std.tolist() == [1.0, 0.0]
 
 
-@laws
 @given(st.integers(0, 1 << 30), st.sampled_from([9, 576, 5000]))
 def test_moments_of_float32_are_those_of_float64_whatever_the_order(seed: int, size: int) -> None:
     """Rounded once, so that lowering stores what native code found in training."""
@@ -396,7 +386,6 @@ scales = st.floats(2.0**-100, 2.0**100, width=32)
 reals = st.floats(allow_nan=False, width=32)
 
 
-@laws
 @given(scales, st.integers(0, 255), st.sampled_from(ALL_BITS))
 def test_quantizing_codes_again_gives_the_same_codes(scale: float, zero: int, bits: int) -> None:
     low, high = numerics.activation_range(bits)
@@ -404,7 +393,6 @@ def test_quantizing_codes_again_gives_the_same_codes(scale: float, zero: int, bi
     assert torch.equal(numerics.quantize((codes - zero) * step, step, zero, low, high), codes.float())
 
 
-@laws
 @given(st.lists(reals, min_size=2), scales, st.sampled_from(ALL_BITS))
 def test_quantization_is_monotone_and_in_range(values: list[float], scale: float, bits: int) -> None:
     low, high = numerics.weight_range(bits)
@@ -437,7 +425,6 @@ def scaled_weights(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return weight, weight.abs().amax(1).clamp(min=1e-3) / draw(st.floats(1.0, 126.0))
 
 
-@laws
 @given(st.composite(scaled_weights)())
 def test_stored_codes_keep_the_sum_of_each_channel(case: tuple[Tensor, Tensor]) -> None:
     weight, scale = case
@@ -447,7 +434,6 @@ def test_stored_codes_keep_the_sum_of_each_channel(case: tuple[Tensor, Tensor]) 
     assert float((codes.sum(1) - scaled.sum(1)).abs().max()) <= 0.5 + 1e-9
 
 
-@laws
 @given(st.composite(scaled_weights)())
 def test_stored_codes_are_one_of_the_two_next_to_the_weight_and_farther_only_next_to_a_tie(
     case: tuple[Tensor, Tensor],
@@ -508,7 +494,6 @@ def trained_grids(draw: st.DrawFn) -> dict[int, tuple[float, int]]:
     return grids
 
 
-@laws
 @given(st.composite(trained_grids)())
 def test_interpolation_keeps_what_was_trained(trained: dict[int, tuple[float, int]]) -> None:
     grids = numerics.interpolate_grids(trained)
@@ -516,7 +501,6 @@ def test_interpolation_keeps_what_was_trained(trained: dict[int, tuple[float, in
     assert {bits: grids[bits] for bits in trained} == trained
 
 
-@laws
 @given(st.composite(trained_grids)())
 def test_interpolated_steps_shrink_with_the_bits_and_zero_points_are_codes(
     trained: dict[int, tuple[float, int]],
@@ -527,7 +511,6 @@ def test_interpolated_steps_shrink_with_the_bits_and_zero_points_are_codes(
     assert all(0 <= zero <= 2**bits - 1 for bits, (_, zero) in grids.items())
 
 
-@laws
 @given(st.composite(trained_grids)())
 def test_outside_the_trained_widths_the_clipping_range_stays(trained: dict[int, tuple[float, int]]) -> None:
     grids = numerics.interpolate_grids(trained)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import fx
 
@@ -70,7 +70,6 @@ def instances(draw: st.DrawFn, name: str) -> Pass:
 
 @pytest.mark.parametrize("name", pass_table())
 def test_every_pass_comes_back_from_its_text(name: str) -> None:
-    @settings(deadline=None, derandomize=True, database=None)
     @given(st.lists(instances(name), min_size=1, max_size=3))
     def law(passes: list[Pass]) -> None:
         pipeline = Pipeline(tuple(passes))

@@ -73,11 +73,16 @@ def layout(listing: Listing, geometries: Iterable[ConvGeometry], *, reuse: bool)
     """Places for a Program; without `reuse` every value keeps its memory to the end of the call.
 
     Codes are always in the arena: kernels may read past their end. Other outputs outlive it.
+
+    Raises:
+        BackendError: a value in the arena has two batch dimensions.
     """
     given = {name for op in listing.operations if isinstance(op, Aten) for name in outputs_of(op)}.union(listing.inputs)
     outside = given.union(listing.outputs) if reuse else given
     external = tuple(name for name in listing.values if name in outside and listing.values[name].dtype != "u8")
     inside = frozenset(listing.values) - frozenset(external)
+    for name in inside:
+        extent(listing.values[name].shape)  # the arena grows with the batch, not with its square
     arena = plan(listing, inside) if reuse else _side_by_side(listing, inside)
     places = {name: Place(0, offset, 0) for name, offset in arena.offsets.items()}
     places |= {name: Place(index, 0, 0) for index, name in enumerate(external, start=1)}

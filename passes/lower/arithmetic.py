@@ -68,8 +68,9 @@ def _calculate(walk: Walk, node: fx.Node, sign: Sign, bound: dict[str, Any]) -> 
 
 def _constant(walk: Walk, node: fx.Node, value: Any, dims: Dims) -> str | None:
     """A tensor of the Program for a number or a parameter that repeats along `dims`; None for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return walk.builder.tensor(f"{node.name}.number", torch.tensor(float(value), dtype=torch.float32))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = torch.tensor(float(value), dtype=torch.float32)
+        return walk.builder.tensor(f"{node.name}.number", number) if bool(number.isfinite()) else None
     state = walk.states.get(value) if isinstance(value, fx.Node) else None
     if not isinstance(state, Parameter):
         return None
@@ -115,8 +116,10 @@ def _attention(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Stored | Non
     if rank < 2 or not _multiply(dims[0], turned) or not _multiply((*dims[0][:-1], turned[-1]), dims[2]):
         return None
     name, scale = node.name, bound["scale"]
-    scale = 1 / math.sqrt(dims[0][-1]) if scale is None else float(scale)
-    number = walk.builder.tensor(f"{name}.scale", torch.tensor(scale, dtype=torch.float32))
+    scale = torch.tensor(1 / math.sqrt(dims[0][-1]) if scale is None else float(scale), dtype=torch.float32)
+    if not bool(scale.isfinite()):
+        return None
+    number = walk.builder.tensor(f"{name}.scale", scale)
     source = walk.float_value(query).name
     scaled = _emit(walk, f"{name}_scaled", dims[0], lambda out: Arithmetic(source, out, "mul", None, number))
     keys = walk.builder.permute(f"{name}_keys", walk.float_value(key), (*range(rank - 2), rank - 1, rank - 2))

@@ -162,6 +162,12 @@ def _linear(module: nn.Module, spatial: int) -> FloatForm:
 
 
 def _embedding(module: nn.Module, spatial: int) -> FloatForm:
+    assert isinstance(module, nn.Embedding)
+    if module.max_norm is not None:  # it shortens rows of its table when they are looked up
+        raise PassError(
+            "an Embedding with max_norm changes its table and has no form in a Program",
+            hint="shorten the table's rows once, then set max_norm to None",
+        )
     return FloatForm("embedding.default", (WEIGHT, Input()))
 
 

@@ -37,7 +37,9 @@ def _fits(module: nn.Module, source: TensorType, result: TensorType) -> bool:
             return min(source.dims[-len(module.normalized_shape) :]) > 0
         case nn.Softmax():
             return module.dim in (-1, rank - 1) and rank > 0 and source.dims[-1] > 0
-        case nn.Embedding() | nn.SiLU():
+        case nn.Embedding():
+            return module.max_norm is None
+        case nn.SiLU():
             return True
         case nn.GELU():
             return module.approximate in GELU

@@ -11,7 +11,7 @@ from mbqc.errors import PassError
 from mbqc.ir.annotations import Sensitivity, find_annotation
 from mbqc.ir.modules import WeightQuantizer
 from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of
-from mbqc.ir.types import type_of
+from mbqc.ir.types import TensorType, type_of
 from mbqc.ir.vocabulary import module_of
 from mbqc.numerics import Ladder
 from mbqc.passes.lower.arithmetic import arithmetic_form
@@ -75,14 +75,22 @@ def _input(walk: Walk, node: fx.Node) -> str:
 
 def _visit(walk: Walk, node: fx.Node) -> None:
     """Gives the node a state: structure, else integer arithmetic, else an operation on floats, else a fallback."""
+    forms = (structural_form, integer_form, function_form, arithmetic_form)
+    if any(_pairs_samples(each) for each in (node, *node.all_input_nodes)):
+        forms = (structural_form,)  # torch alone has memory for them
     try:
-        forms = (structural_form, integer_form, function_form, arithmetic_form)
         state = next((state for form in forms if (state := form(walk, node)) is not None), None)
         walk.states[node] = state if state is not None else fallback_form(walk, node)
     except PassError as error:
         source = node.meta.get("source")
         error.where = f"node {node.name}" + (f" ({source})" if source else "")
         raise
+
+
+def _pairs_samples(node: fx.Node) -> bool:
+    """Whether a node's value grows with the square of the batch."""
+    kind = node.meta.get("type")
+    return isinstance(kind, TensorType) and sum(dim < 0 for dim in kind.dims) > 1
 
 
 def _ladder(graph: fx.GraphModule) -> Ladder:

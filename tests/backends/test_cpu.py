@@ -9,19 +9,21 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import mbqc
 from mbqc.backends import cpu, reference
 from mbqc.backends.cpu import abi, native
 from mbqc.backends.cpu.memory import ArenaPool
 from mbqc.errors import BackendError
 from mbqc.numerics import ALL_BITS
-from mbqc.program.float_operations import Embedding
-from mbqc.program.operations import Aten, AtenCall, Constant, Reference, Value
+from mbqc.program.float_operations import Activation, Arithmetic, Embedding
+from mbqc.program.operations import Aten, AtenCall, Constant, Permute, Reference, Value
 from tests import zoo
 from tests.backends.networks import images, residual_network, uniform
 from tests.backends.program_builder import Builder
@@ -52,6 +54,61 @@ def test_a_transformer_runs_in_one_native_call() -> None:
         widths = uniform(program, bits)
         assert equal(executable.run([words], widths), reference.load(program).run([words], widths))
         assert set(executable.kernels(widths, 2)) == {executable._kernels.isa}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x.view(-1, 4, 2) @ x[:, :2].t()).mean(1) @ x,
+        lambda x: (x.view(-1, 4, 2) @ x[:, :2].t()).select(1, 0) @ x,
+        lambda x: (x @ x.t()).t() @ x,
+        lambda x: torch.softmax((x @ x.t()) * 0.3, -1) @ x,
+        lambda x: nn.functional.gelu((x @ x.t()) * 1) @ x,
+    ],
+)
+def test_values_that_grow_with_the_square_of_the_batch_are_left_to_torch(function: Callable[[Tensor], Tensor]) -> None:
+    """Of a batch so large that they would not fit where a kernel would put them."""
+
+    class Pairs(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](function(self[0](x)))
+
+    model, x = Pairs(nn.Linear(8, 8), nn.Linear(8, 8)).eval(), torch.randn(2000, 8)
+    compiled = mbqc.compile(model, x[:4], passes="quant", calibration=[x[:4]])
+    expected = reference.load(compiled.program).run([x], compiled.widths(8))
+    assert equal([compiled(x)], expected)
+
+
+def test_a_program_whose_memory_would_grow_with_the_square_of_the_batch_is_refused() -> None:
+    build = Builder(seed=9)
+    build.values |= {"x": Value("f32", (-1, 4)), "turned": Value("f32", (4, -1))}
+    build.values |= {name: Value("f32", (-1, -1)) for name in ("y", "z", "end")}
+    build.inputs.append("x")
+    product = AtenCall("matmul.default", (Reference("x"), Reference("turned")))
+    build.operations += [Permute("x", "turned", (1, 0)), Aten(product, ("y",))]
+    build.operations += [Activation("y", "z", "gelu"), Activation("z", "end", "silu")]
+    program = build.finish(("end",))
+    with pytest.raises(BackendError, match="no values with two batch dimensions"):
+        cpu.load(program)
+
+
+def test_all_threads_flush_subnormal_numbers_as_the_caller_does() -> None:
+    build = Builder(seed=9)
+    build.values |= {"x": Value("f32", (-1, 32_768)), "y": Value("f32", (-1, 32_768))}
+    build.inputs.append("x")
+    build.tensor(torch.tensor(1e-3))
+    build.operations.append(Arithmetic("x", "y", "mul", None, "t0"))
+    program, x = build.finish(("y",)), torch.full((1, 32_768), 1e-36)
+    executable = cpu.load(program, threads=3)
+    widths = uniform(program, 8)
+    assert int(executable.run([x], widths)[0].count_nonzero()) == x.numel()
+    torch.set_flush_denormal(True)
+    try:
+        flushed = int(executable.run([x], widths)[0].count_nonzero())
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == 0
+    assert int(executable.run([x], widths)[0].count_nonzero()) == x.numel()
 
 
 @pytest.mark.parametrize("with_float", [False, True])

@@ -17,7 +17,7 @@ from mbqc.widths import Widths
 from tests.backends.compare import same
 from tests.backends.program_builder import Builder
 
-quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+quick = settings(suppress_health_check=list(HealthCheck))
 
 ALWAYS_PACKED = CostModel(smallest=0, rows_in_cache=8)
 """Packs layers of any size."""

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,8 +18,6 @@ from mbqc.errors import BackendError
 from mbqc.fused import functions, kernels, native
 from mbqc.fused.kernels import kernels_for
 from mbqc.numerics import ALL_BITS, Ladder
-
-laws = settings(deadline=None, derandomize=True, database=None)
 
 built = pytest.mark.skipif(kernels_for(torch.zeros(1)) is None, reason="no C++ compiler at install time")
 
@@ -74,7 +72,6 @@ def test_native_activations_are_those_of_torch(shape: tuple[int, ...], bits: int
 
 
 @built
-@laws
 @given(
     st.lists(st.floats(width=32), min_size=1, max_size=40),
     st.floats(2.0**-20, 2.0**20, width=32),
@@ -126,7 +123,6 @@ def test_gradients_and_inputs_of_any_layout_are_read_right() -> None:
         assert torch.equal(given.grad, 2.0 * inside)
 
 
-@laws
 @given(st.integers(0, 1 << 30), st.sampled_from(ALL_BITS), st.booleans())
 def test_activation_gradients_are_those_of_the_smooth_part(seed: int, bits: int, rectify: bool) -> None:
     """Rounding errors and bounds held fixed, autograd differentiates what is left, in float64."""
@@ -218,7 +214,6 @@ def test_weights_that_are_not_a_number_stay_so() -> None:
     assert corrected.isnan().any(1).tolist() == [False, True, False]
 
 
-@laws
 @given(st.integers(0, 1 << 30), st.sampled_from(ALL_BITS), st.sampled_from(["round", "shift"]))
 def test_weight_gradients_are_those_of_the_smooth_part(seed: int, bits: int, ladder: Ladder) -> None:
     """Rounding and narrowing add a constant to the clamped number; autograd differentiates the rest, in float64."""

@@ -476,12 +476,23 @@ def test_another_softmax_is_left_to_torch(function: Callable[[Tensor], Tensor]) 
     assert [o.call.name for o in operations(program, Aten)] == ["softmax.int"]
 
 
+def test_a_number_beyond_float32_is_left_to_torch() -> None:
+    program = net(lambda: {"a": conv(3, 4), "b": conv(4, 3)}, lambda m, x: m.b((m.a(x) - 1e39).clamp(min=-5)))
+    assert "sub.Tensor" in [o.call.name for o in operations(program, Aten)]
+
+
 def test_skipped_layers_run_in_float_with_the_float_weights() -> None:
     program = net(three, lambda m, x: m.c(m.b(m.a(x))), "normalize,quant{skip=b:}")
     assert list(program.listing.layers) == ["a", "c"]
     (call,) = [o.call for o in operations(program, Aten)]
     assert call.name == "conv2d.default"
     assert program.tensors["b.weight"].dtype == torch.float32
+
+
+def test_a_table_that_changes_when_it_is_read_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(10, 8, max_norm=0.5), nn.Linear(8, 8)).eval()
+    with pytest.raises(PassError, match=r"Embedding with max_norm changes its table.*\n.*max_norm to None"):
+        compiled((model, (torch.tensor([[1, 2]]),)))
 
 
 class Cumulated(nn.Module):

@@ -31,8 +31,6 @@ from tests.models import seeded
 from tests.structures import SHAPE, Forward, Net, conv, fork, pair, three, with_norm
 from tests.teacher import assignments, follow
 
-laws = settings(deadline=None, derandomize=True, database=None)
-
 QUANT = "normalize,quant"
 
 
@@ -335,7 +333,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(laws, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(-800, 800), st.integers(-800, 800)), min_size=1, max_size=4))
 def test_minmax_covers_exactly_what_was_seen_and_zero(ranges: list[tuple[int, int]]) -> None:
     data = [torch.tensor([[a, b, (a + b) / 2, 0.5 * a]]) / 8 for a, b in ranges]
@@ -442,7 +440,6 @@ def test_the_user_is_told_when_the_example_inputs_alone_calibrate() -> None:
 # The histogram under it
 
 
-@laws
 @given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), min_size=1, max_size=4))
 def test_a_histogram_counts_every_value_within_a_bin_of_where_it_lies(batches: list[list[float]]) -> None:
     histogram, values = Histogram(), torch.tensor([v for batch in batches for v in batch])
@@ -456,7 +453,6 @@ def test_a_histogram_counts_every_value_within_a_bin_of_where_it_lies(batches: l
     assert bool((distances <= 0.51 * histogram.limit / BINS).all())
 
 
-@laws
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=50))
 def test_equal_weights_count_like_none(values: list[float]) -> None:
     x = torch.tensor(values)

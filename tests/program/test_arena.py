@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbqc.program.arena import ALIGNMENT, Arena, plan
@@ -77,17 +77,12 @@ def check(program: Listing, values: frozenset[str], arena: Arena) -> None:
         assert b <= c or d <= a or not alive(program, one) & alive(program, other), f"{one} and {other} overlap"
 
 
-laws = settings(deadline=None, derandomize=True, database=None)
-
-
-@laws
 @given(listings(), st.randoms(use_true_random=False))
 def test_values_alive_at_once_never_overlap(program: Listing, random: object) -> None:
     chosen = frozenset(n for n in program.values if random.random() < 0.8)  # type: ignore[attr-defined]
     check(program, chosen, plan(program, chosen))
 
 
-@laws
 @given(listings())
 def test_every_value_is_aligned_and_inside_and_the_arena_is_no_larger_than_all_of_them(program: Listing) -> None:
     arena = plan(program, frozenset(program.values))
@@ -97,7 +92,6 @@ def test_every_value_is_aligned_and_inside_and_the_arena_is_no_larger_than_all_o
     assert arena.size <= sum(padded.values())
 
 
-@laws
 @given(listings())
 def test_the_arena_holds_at_least_what_is_alive_at_any_moment(program: Listing) -> None:
     arena = plan(program, frozenset(program.values))
@@ -136,7 +130,6 @@ class Backwards(frozenset[str]):
         return iter(sorted(super().__iter__(), reverse=True))
 
 
-@laws
 @given(listings())
 def test_the_plan_depends_on_the_listing_alone(program: Listing) -> None:
     assert plan(program, Backwards(program.values)) == plan(program, frozenset(program.values))

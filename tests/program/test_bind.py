@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -301,7 +301,6 @@ def test_channels_of_every_kind_are_corrected(bits: int, inputs: int) -> None:
 SHAPES = [(3, 9), (3, 254), (3, 255), (4, 2, 5), (4, 1, 3, 3), (3, 2, 2, 3), (2, 40, 3, 3)]
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(
     st.sampled_from(SHAPES),
     st.integers(1, 7),

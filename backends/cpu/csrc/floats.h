@@ -197,8 +197,9 @@ inline bool embedding(const Embedding& e, const Call& call) {
     const int64_t* const indices = call.at<const int64_t>(e.input);
     float* y = call.at<float>(e.output) + part.first * e.length;
     for (int64_t i = part.first; i < part.last; ++i, y += e.length) {
-        if (indices[i] < 0 || indices[i] >= e.rows) return false;
-        std::memcpy(y, e.table + indices[i] * e.length, static_cast<size_t>(e.length) * sizeof(float));
+        const int64_t index = indices[i];  // once: the caller's memory may change meanwhile
+        if (index < 0 || index >= e.rows) return false;
+        std::memcpy(y, e.table + index * e.length, static_cast<size_t>(e.length) * sizeof(float));
     }
     return true;
 }

@@ -22,6 +22,20 @@ void pause(int64_t spins) {
     }
 }
 
+uint32_t float_mode() {
+#if MBQC_X86
+    return _mm_getcsr();
+#else
+    return 0;
+#endif
+}
+
+void use_float_mode([[maybe_unused]] uint32_t mode) {
+#if MBQC_X86
+    _mm_setcsr(mode);
+#endif
+}
+
 }  // namespace
 
 void Barrier::wait(int64_t threads) {
@@ -61,6 +75,7 @@ void Team::end() {
 void Team::run(Job next) {
     next.call.threads = static_cast<int64_t>(helpers.size()) + 1;
     next.call.barrier = &barrier;
+    next.float_mode = float_mode();
     {
         const std::lock_guard<std::mutex> lock(mutex);
         job = next;
@@ -83,6 +98,7 @@ void Team::serve(int64_t thread) {
     for (int64_t seen = 0; await(seen); ++seen) {
         Job mine = job;
         mine.call.thread = thread;
+        use_float_mode(mine.float_mode);
         mine.run(mine.steps, mine.count, mine.call, nullptr);
         barrier.wait(mine.call.threads);
     }

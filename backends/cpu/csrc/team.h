@@ -29,6 +29,7 @@ struct Job {
     int64_t count;
     Call call;
     int64_t* ticks;
+    uint32_t float_mode = 0;  // the caller's, which flushes subnormal numbers or not
 };
 
 // A fixed number of threads, of which the caller's is the first. One call at a time.

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbqc.passes.train.alrs import Rule, rates, width_factor
@@ -45,7 +45,6 @@ def test_the_factor_of_a_width_is_the_papers(bits: int) -> None:
     assert width_factor(bits) == pytest.approx(ETA[bits], rel=1e-15)
 
 
-@settings(deadline=None)
 @given(rules, st.floats(1e-6, 2), st.sampled_from(sorted(ETA)), gradients)
 def test_every_rate_is_that_of_the_formula(rule: Rule, rate: float, bits: int, tensors: list[list[float]]) -> None:
     gradient, owners = flat(tensors)

@@ -109,7 +109,7 @@ class TestRoundTrip:
         assert torch.equal(back["layer1.0.weight"], tied)
         assert torch.equal(back['a "head"\n.weight'], tied)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(epoch=st.integers(), losses=st.lists(st.floats(allow_nan=False)), note=st.text())
     def test_facts(self, epoch: int, losses: list[float], note: str, tmp_path_factory: pytest.TempPathFactory) -> None:
         where = saved(tmp_path_factory.mktemp("facts"))
