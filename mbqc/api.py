@@ -76,7 +76,8 @@ def compile(
         backend: `cpu` or `reference`.
         labelled: data with targets for passes that need a loss: batches (inputs, target), a DataLoader, a map-style
             Dataset, or all samples as a tuple of tensors.
-        loss: `loss(output, target)`, a scalar; by default cross entropy.
+        loss: `loss(output, target)`, a scalar; by default cross entropy. `train` asks it now and then about one answer
+            for all samples of a batch, so it must not keep what it sees.
         evaluation: batches (inputs, target) on which `train` judges every width.
         metric: `metric(output, target)`, higher is better; by default top-1 accuracy in percent.
         seed: of everything random.
@@ -105,7 +106,10 @@ def compile(
         device=find_device(device),
     )
     find_backend(backend)
-    made = compile_model(model, pipeline_of(passes), context)
+    pipeline = pipeline_of(passes)
+    if context.device != CPU and not any(item.trains for item in pipeline.passes):
+        raise UsageError("device is for pipelines with train", where=f"pipeline {pipeline}")
+    made = compile_model(model, pipeline, context)
     return make(made.program, made.manifest, backend)
 
 

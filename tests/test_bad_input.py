@@ -59,6 +59,12 @@ def test_a_layer_whose_accumulator_could_overflow() -> None:
         mbqc.compile(model, torch.randn(2, 70_000), passes="quant{pin_ends=false}")
 
 
+def test_a_device_for_a_pipeline_that_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbqc.api.find_device", torch.device)
+    with pytest.raises(UsageError, match="device is for pipelines with train"):
+        mbqc.compile(torch.nn.Linear(4, 4), torch.randn(2, 4), passes="quant", device="cuda:0")
+
+
 def test_tensors_at_odd_places_of_the_file(stored: Path, tmp_path: Path) -> None:
     content = stored.read_bytes()
     size = int.from_bytes(content[:8], "little")

@@ -88,11 +88,10 @@ def fresh_path(gm: fx.GraphModule, stem: str) -> str:
 def place(gm: fx.GraphModule, device: torch.device) -> None:
     """Moves `gm` to a device: parameters, their gradients, buffers, and what calls such as `aten.arange` make there."""
     gm.to(device)
-    makers = [node for node in gm.graph.nodes if node.kwargs.get("device") not in (None, device)]
-    for node in makers:
-        node.update_kwarg("device", device)
-    if makers:
-        gm.recompile()
+    for node in gm.graph.nodes:
+        node.args = tuple(device if isinstance(value, torch.device) else value for value in node.args)
+        node.kwargs = {k: device if isinstance(value, torch.device) else value for k, value in node.kwargs.items()}
+    gm.recompile()
 
 
 def get_tensor(gm: fx.GraphModule, target: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ alone says nothing: of a model with next to no loss, a healthy training makes a 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 ROUNDS = 50
@@ -26,11 +27,12 @@ class Course:
 
 @dataclass
 class Watch:
-    """Compares losses with that of one answer for all samples of the first batch, which the caller measures.
+    """Compares losses with that of one answer for all samples of a batch, which the caller measures.
 
     Attributes:
-        blind: this loss; None where nothing can be told by it: before training the model did not halve it (it knew
-            little, or the batch is a single sample or class), or it is not positive or not finite.
+        blind: this loss on the first batch; None where nothing can be told by it: before training the model did not
+            halve it (it knew little, or the batch is a single sample or class), it is not finite, or a loss was
+            negative, so that half of it means nothing.
         courses: by width.
     """
 
@@ -39,19 +41,29 @@ class Watch:
 
     def begin(self, loss: float, blind: float) -> None:
         """Losses on the first batch before the first step: of the model, and of one answer for all samples."""
-        self.blind = blind if 0 < blind < math.inf and loss < blind / 2 else None
+        self.blind = blind if 0 <= loss < blind / 2 < math.inf else None
 
-    def add(self, bits: int, loss: float) -> bool:
-        """One more loss of a width; whether the width once halved the blind loss, but is lost now."""
+    def add(self, bits: int, loss: float, here: Callable[[], float]) -> bool:
+        """One more loss of a width; whether the width once halved the blind loss, but is lost now.
+
+        Args:
+            here: the loss of one answer for all samples of this batch, since one batch may be louder than another.
+        """
+        if loss < 0:
+            self.blind = None
         if self.blind is None:
             return False
         course = self.courses.setdefault(bits, Course())
-        no_answer = course.lowest < self.blind / 2 and loss >= 0.9 * self.blind
+        no_answer = course.lowest < self.blind / 2 and loss >= 0.9 * self.blind and loss >= 0.9 * here()
         course.lost = course.lost + 1 if no_answer else max(0, course.lost - ANSWERED)
         course.lowest = min(course.lowest, loss)
         return course.lost >= ROUNDS
 
+    def begin_anew(self) -> None:
+        """Other samples come from now on, of which no loss may ever have been low."""
+        self.courses.clear()
+
     @property
     def in_doubt(self) -> bool:
         """Whether a width may be about to be lost."""
-        return any(course.lost for course in self.courses.values())
+        return self.blind is not None and any(course.lost for course in self.courses.values())

@@ -64,7 +64,7 @@ class Train(Pass):
         resample: epochs after which samples are scored and selected again; 0 for never.
         evaluate: epochs after which the trained widths are judged; 0 for only at the end.
         checkpoint: rounds (one batch for all widths, of coresets one for each) after which a checkpoint is written; the
-            end of an epoch writes one too. None is written while a width gives no better answer than a constant.
+            end of an epoch writes one too. It waits while a width gives no better answer than a constant.
         precision: of the training's arithmetic; in `bfloat16` layers compute (autocast), while weights, statistics,
             quantizers, the loss and what is judged stay float32.
 

@@ -50,6 +50,7 @@ class Trainer:
         self.graph = graph
         self._graph, self._options, self._bits, self._context = graph, options, tuple(bits), context
         self._ranks, self._state, self._frozen = ranks, State(), False
+        self._due = False  # a checkpoint, which waits while a width is in doubt
         self._feeds = Feeds(context, options.batch, ranks)
         self._subsets: Subsets | None = None
         self._rounds = options.epochs * self._feeds.rounds()
@@ -110,8 +111,9 @@ class Trainer:
             self._round(fed)
             advance(self._status())
             stop = self._ranks.any(interrupt.requested)
-            if stop or (state.done % self._options.checkpoint == 0 and not state.watch.in_doubt):
-                self._saver.save(state)
+            self._due |= state.done % self._options.checkpoint == 0
+            if stop or (self._due and not state.watch.in_doubt):
+                self._save()
             if stop:
                 raise _stopped(interrupt, state, self._context)
         self._require_expected(index, at_most=False)
@@ -157,7 +159,7 @@ class Trainer:
         if self._subsets is not None:
             with state.clock("scoring"):
                 self._subsets.observe(state.epoch, bits, fed, output)
-        if state.watch.add(bits, loss):
+        if state.watch.add(bits, loss, lambda: self._stepper.blind_loss(fed, output)):
             raise self._stepper.lost(bits, loss, state.done, state.watch)
 
     def _close_epoch(self) -> None:
@@ -178,10 +180,15 @@ class Trainer:
             )
         )
         state.epoch, state.round, state.losses, state.clamped = state.epoch + 1, 0, {}, {}
+        self._due = True
         if not state.watch.in_doubt:
-            self._saver.save(state)
+            self._save()
         if self._context.folder is not None and self._ranks.rank == 0:
             write_history(self._context.folder, self._so_far({}))
+
+    def _save(self) -> None:
+        self._saver.save(self._state)
+        self._due = False
 
     def _status(self) -> str:
         losses = sorted(self._state.losses.items(), reverse=True)

@@ -74,6 +74,7 @@ class Subsets:
         if again or since == 0:
             with state.clock("selecting"):
                 self._select(epoch)
+            state.watch.begin_anew()
 
     def observe(self, epoch: int, bits: int, fed: Fed, output: Any) -> None:
         """Notes what the model said in the training forward of a warm-up epoch, which costs no pass of its own."""

@@ -406,7 +406,7 @@ while kill < kills or (min(unfinished, last) < enough and kill < 10 * kills):  #
             store.save(state(step))
             os.write(write, step.to_bytes(8, "little"))
     os.close(write)
-    time.sleep(chance.uniform(0.001, 0.03))
+    time.sleep(chance.uniform(0.001, 0.03) * (1 + kill / kills))
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with os.fdopen(read, "rb") as pipe:

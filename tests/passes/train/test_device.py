@@ -224,7 +224,8 @@ class Positions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         places = self.table(torch.arange(x.shape[1], device=x.device))
         mixed: Tensor = self.mix(x + places + self.constant).sum(1)
-        return mixed + torch.full((4,), 3.0, device=x.device)
+        rows = torch.arange(x.shape[2], device=x.device).to(mixed) + torch.arange(4).to(x.device, torch.float32)
+        return mixed + rows + torch.full((4,), 3.0, device=x.device)
 
 
 def positions(away: bool) -> tuple[list[Tensor], str, str]:
