@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from mbqc.passes.lower.builder import DTYPES, Builder
 from mbqc.passes.lower.fallback import fallback_form
 from mbqc.passes.lower.functions import function_form
 from mbqc.passes.lower.integer import integer_form
-from mbqc.passes.lower.states import Stored
+from mbqc.passes.lower.states import State, Stored
 from mbqc.passes.lower.walk import Walk, is_read_through_layer, structural_form
 from mbqc.pipeline import Context, Pass, Property
 from mbqc.program.operations import Aten, LayerInfo, Program
@@ -75,9 +76,9 @@ def _input(walk: Walk, node: fx.Node) -> str:
 
 def _visit(walk: Walk, node: fx.Node) -> None:
     """Gives the node a state: structure, else integer arithmetic, else an operation on floats, else a fallback."""
-    forms = (structural_form, integer_form, function_form, arithmetic_form)
-    if any(_pairs_samples(each) for each in (node, *node.all_input_nodes)):
-        forms = (structural_form,)  # torch alone has memory for them
+    forms: list[Callable[[Walk, fx.Node], State | None]] = [structural_form]
+    if not any(_pairs_samples(each) for each in (node, *node.all_input_nodes)):  # torch alone has memory for them
+        forms += [integer_form, function_form, arithmetic_form]
     try:
         state = next((state for form in forms if (state := form(walk, node)) is not None), None)
         walk.states[node] = state if state is not None else fallback_form(walk, node)
