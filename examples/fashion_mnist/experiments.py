@@ -15,6 +15,7 @@ CORESET_EPOCHS = 6
 LONG_EPOCHS = 30
 
 SWITCHABLE = "bncorrect{moments=none,statistics=width,affine=width}"
+TRANSITIONAL = "bncorrect{moments=none,statistics=pair,affine=pair}"
 
 Column = Literal["clamped", "scoring", "selecting", "BatchNorm", "mixed"]
 
@@ -188,6 +189,7 @@ def switching() -> Table:
             row("corrected, frozen, hasb", "bncorrect", switch="hasb"),
             row("switchable, no switching", SWITCHABLE, bn_freeze=0.0),
             row("switchable, hasb", SWITCHABLE, bn_freeze=0.0, switch="hasb"),
+            row("transitional, hasb", TRANSITIONAL, bn_freeze=0.0, switch="hasb"),
         ),
         ("mixed",),
     )
