@@ -108,14 +108,11 @@ def compile_(
     require_writable(path, [Path(str(user.module.__file__))])
     if dump is not None:
         _make_folder(dump, "--dump")
-    context = _context(user, seed)
+    context = replace(_context(user, seed), device=found)
     if any(item.trains for item in pipeline.passes):
         context = _training_context(context, user, training or path.with_suffix(".training"), path, resume)
-        context = replace(context, device=found)
-    elif found.type != "cpu":
-        raise UsageError("--device is for pipelines with train", where=f"--passes {passes}")
-    elif training is not None or resume:
-        raise UsageError("--training and --resume are for pipelines with train", where=f"--passes {passes}")
+    elif training is not None or resume or found.type != "cpu":
+        raise UsageError("--training, --resume and --device are for pipelines with train", where=f"--passes {passes}")
     first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
     if not first:
         context = replace(context, progress=silent)

@@ -83,7 +83,7 @@ def test_a_second_training_does_not_overwrite_the_first_but_may_go_on(cli: Cli, 
         (
             ["--passes", "quant", "--resume"],
             2,
-            ["--passes quant: --training and --resume are for"],
+            ["--passes quant: --training, --resume and --device are for"],
         ),
         (["--passes", "quant", "--training", "x"], 2, ["are for pipelines with train"]),
         (["--passes", "train"], 2, ["train needs 'quantized'"]),
@@ -135,7 +135,7 @@ def test_a_device_is_what_training_runs_on(cli: Cli, tiny: Path, monkeypatch: py
     monkeypatch.setattr("mbqc.passes.train.train.joined", refuse)
     cli("compile", tiny, "--passes", "quant,train", "--device", "cuda:1").refused(1, "pass train: asked for cuda:1")
     cli("compile", tiny, "--passes", "quant,train").refused(1, "pass train: asked for cpu")
-    cli("compile", tiny, "--passes", "quant", "--device", "cuda:1").refused(2, "--device is for pipelines with train")
+    cli("compile", tiny, "--passes", "quant", "--device", "cuda:1").refused(2, "--device are for pipelines with train")
     user = load_user_model(str(tiny))
     with pytest.raises(PassError, match="asked for cuda:1"):
         mbqc.compile(user.model(), user.example_inputs(), "quant,train", labelled=user.training_data(), device="cuda:1")
