@@ -149,7 +149,7 @@ def scales() -> Table:
     )
 
 
-def coresets(name: str, epochs: int, tdds_warmup: int) -> Table:
+def coresets(name: str, epochs: int, tdds_warmup: int, *more: Row) -> Table:
     """Full data against 20 % of it for each width, one epoch of full data before (more for TDDS, see its row)."""
     equal = equal_steps(epochs)
     fresh = {"coreset": "random", "selection": "fresh"}
@@ -168,6 +168,7 @@ def coresets(name: str, epochs: int, tdds_warmup: int) -> Table:
             one("sandwich of 8 to 2, full data", passes(epochs=epochs, **sandwich)),
             one("sandwich of 8 to 2, random fresh", coreset(epochs, **fresh, **sandwich)),
             one(f"sandwich of 8 to 2, as many steps ({equal} epochs)", passes(epochs=equal, **sandwich)),
+            *more,
         ),
         ("scoring", "selecting", "BatchNorm"),
     )
@@ -238,7 +239,14 @@ TABLES = (
         one("one run, 8 and 2 bits", passes(bits="8:2")),
         one("one run, all seven widths, switchable", passes(SWITCHABLE, ":".join(map(str, SERVED)), bn_freeze=0.0)),
     ),
-    coresets("coresets", CORESET_EPOCHS, tdds_warmup=3),
+    coresets(
+        "coresets",
+        CORESET_EPOCHS,
+        3,
+        one("EL2N, balanced", coreset(CORESET_EPOCHS, coreset="el2n", selection="balanced")),
+        one("entropy, stratified", coreset(CORESET_EPOCHS, coreset="entropy", selection="stratified")),
+        one("forgetting, stratified, 3 epochs of full data", coreset(CORESET_EPOCHS, 3, coreset="forgetting")),
+    ),
     batch_norms("bn_8642", "8:6:4:2"),
     ladders(),
     scales(),

@@ -20,8 +20,8 @@ starts from the float network of its seed (`train_float.py`, 8 epochs). Numbers 
 Program on the `cpu` backend, by width: mean over the seeds ± half their range. A single accuracy carries a sampling
 error of about 0.33, so differences below 0.3 (0.5 at 3 and 2 bits) say nothing. Seconds are those of one thread and of
 all that training needs, scoring, selecting and re-estimating BatchNorm included; judging it is not counted. The rows
-of ladder, scales, distillation, switching and of BatchNorm at 8, 6, 4, 2 bits ran beside other work, some were paused:
-their seconds say nothing.
+of ladder, scales, distillation, switching, of BatchNorm at 8, 6, 4, 2 bits, of long schedules and of coresets by
+entropy, forgetting or balanced ran beside other work, some were paused: their seconds say nothing.
 
 `{COMMAND} tables` writes this file from `results/*.json`.
 """
