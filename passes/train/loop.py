@@ -167,7 +167,8 @@ class Stepper:
         return rate_factor(self._options.schedule, self._options.warmup, done / self._rounds)
 
     def blind_loss(self, batch: Fed, output: Any) -> float:
-        """The loss of the highest width, if its answer to every sample were the mean of `output`.
+        """The loss of a batch, if the answer to every sample were the mean of `output`; what is distilled from `highest`
+        is left out.
 
         NaN where there is no such answer: the output is no tensor, or the loss does not take it.
         """
