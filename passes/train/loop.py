@@ -167,8 +167,7 @@ class Stepper:
         return rate_factor(self._options.schedule, self._options.warmup, done / self._rounds)
 
     def blind_loss(self, batch: Fed, output: Any) -> float:
-        """The loss of a batch, if the answer to every sample were the mean of `output`; what is distilled from `highest`
-        is left out.
+        """The loss of a batch, if the answer to every sample were the mean of `output`; without `distill=highest`.
 
         NaN where there is no such answer: the output is no tensor, or the loss does not take it.
         """
