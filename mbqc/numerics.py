@@ -9,7 +9,9 @@ Terms: `h` = STORED_BITS is the width of the stored weight codes, `l` any width 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -21,11 +23,8 @@ ALL_BITS = tuple(range(1, STORED_BITS + 1))
 Ladder = Literal["round", "shift"]
 """How a lower width is derived from the stored code: top bits plus rounding bit, or top bits alone."""
 
-MOST_SHIFTED = 254
-"""Up to so many inputs an output, a corrected mean goes into the codes (`correct_moments`).
-
-On MobileNetV2 window sums made 4 bits 19 % slower than 8: 48 % in depthwise layers, 22 % where 16 inputs become 96,
-15 % where 144 become 24; from 288 on it is under 7 %. The cpu kernels compare positions as bytes; one fills up."""
+MOST_POSITIONS = 254
+"""So many places in a channel a shift can tell apart: kernels compare them as bytes, of which one fills up."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
@@ -143,30 +142,53 @@ class Correction:
 
 @dataclass(frozen=True)
 class Shift:
-    """What is added to a channel's codes: `whole`, and one more to the first `rest` of them; int64 [C]."""
+    """What is added to a channel's codes: `whole`, and one more to the first `rest` times `granularity` of them.
+
+    Attributes:
+        whole, rest: int64 [C].
+        granularity: see `shift_granularity`.
+    """
 
     whole: Tensor
     rest: Tensor
+    granularity: int
 
     def apply(self, codes: Tensor) -> Tensor:
         """`codes` [C, n], in the order kernel rows, kernel columns, inputs; the result stays in the stored range."""
-        more = torch.arange(codes.shape[1], device=codes.device) < self.rest[:, None]
+        more = torch.arange(codes.shape[1], device=codes.device) < self.granularity * self.rest[:, None]
         return (codes + (self.whole[:, None] + more).to(codes.dtype)).clamp(*weight_range(STORED_BITS))
 
 
-def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | None) -> Correction:
+def shift_granularity(shape: Sequence[int], bits: int) -> int:
+    """How many codes in a row are shifted alike where a corrected mean goes into codes; 0 where it is an offset.
+
+    An offset costs a sum over every window: at 4 bits, 48 % of a depthwise layer, 22 % where 16 inputs become 96, 5 to
+    14 % of ResNet-20's layers of 288 and 576 inputs. But shifted codes can neither be packed, as a linear layer's are
+    from memory, nor counted in bits, which is faster at 1 bit and, with inputs in whole words of 64, at 2.
+
+    Args:
+        shape: of the layer's weight, [channels, inputs, kernel size...]; a linear layer's has two dimensions.
+        bits: 1 to 7.
+    """
+    size, most = prod(shape[1:]), 2 if bits == 2 else 4
+    if len(shape) == 2 or bits == 1 or (bits == 2 and shape[1] % 64 == 0):
+        most = 1
+    return next((step for step in (1, 2, 4) if step <= most and size <= MOST_POSITIONS * step), 0)
+
+
+def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | None, granularity: int) -> Correction:
     """EMQNet's weight bias correction (arXiv 2510.20673): `std / std_q * (W_q - mean_q) + mean`, per output channel.
 
-    An offset common to all weights of a channel costs a sum over every window at run time. That is little where a
-    window holds many codes. Where it holds few (a depthwise layer, a narrow 1 x 1 one: up to MOST_SHIFTED), the codes
-    themselves take the offset, in steps of the slope, so that their sum has it to half a step; codes that would leave
-    the stored range stay at its end. Where no shift then gives the sum, as for next to no spread around a large mean,
-    the channel keeps the slope of its codes.
+    An offset common to all weights of a channel costs a sum over every window at run time. With a `granularity`, the
+    codes themselves take the offset, in steps of the slope, so that their sum, rounded to a step, has it to half as
+    many steps; codes that would leave the stored range stay at its end. Where no shift then gives the sum, as for next
+    to no spread around a large mean, the channel keeps the slope of its codes.
 
     Args:
         codes: narrowed codes times 2^D [C, n], so in steps of the stored scale.
         scale: of a stored code [C].
         mean, std: [C], population moments of the float weights; without `std` the spread stays.
+        granularity: of the shift; 0: an offset (`shift_granularity`).
     """
     whole, size = codes.to(torch.int32), codes.shape[1]
     scale, mean, total = scale.to(torch.float64), mean.to(torch.float64), whole.sum(1)
@@ -175,22 +197,22 @@ def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | No
         # whole numbers up to the root, so a constant channel is exactly constant: its gain is 1
         spread = (size * whole.square().sum(1) - total.square()).to(torch.float64).sqrt() / size
         slope = torch.where(spread > 0, std.to(torch.float64) / spread, scale)
-    if size > MOST_SHIFTED:
+    if not granularity:
         return Correction(slope, mean - slope * total / size, None)
-    shift, reached = _shift_to(codes, size * mean / slope)
+    shift, reached = _shift_to(codes, size * mean / slope, granularity)
     if not bool(reached.all()):
         slope = torch.where(reached, slope, scale)
-        shift, _ = _shift_to(codes, size * mean / slope)
+        shift, _ = _shift_to(codes, size * mean / slope, granularity)
     return Correction(slope, torch.zeros_like(slope), shift)
 
 
-def _shift_to(codes: Tensor, total: Tensor) -> tuple[Shift, Tensor]:
-    """The shift that brings the sum of each channel of `codes` [C, n] closest to `total` [C], and where to half a code.
+def _shift_to(codes: Tensor, total: Tensor, granularity: int) -> tuple[Shift, Tensor]:
+    """The shift that brings the sum of each channel of `codes` [C, n] closest to `total` [C], and where that is close.
 
     `total` may be infinite or not a number: nothing is close to that.
     """
     size, (low, high) = codes.shape[1], weight_range(STORED_BITS)
-    codes = codes.to(torch.float32)  # exact: a sum of MOST_SHIFTED codes is far below 2^24
+    codes = codes.to(torch.float32)  # exact: a sum of a few thousand codes is far below 2^24
     target = torch.round(total.nan_to_num(torch.inf)).clamp(2 * size * low, 2 * size * high).to(torch.float32)
 
     def missing(whole: Tensor) -> Tensor:
@@ -202,10 +224,12 @@ def _shift_to(codes: Tensor, total: Tensor) -> tuple[Shift, Tensor]:
         more = (whole + step).clamp(max=high - 1)  # one more still is a code
         whole = torch.where(missing(more) >= 0, more, whole)
     left, shifted = missing(whole), codes + whole[:, None]
-    gained = ((shifted >= low) & (shifted < high)).cumsum(1)  # by one more for the first 1, 2, ... codes
-    rest = ((gained < left[:, None]).sum(1) + (left > 0)).clamp(max=size)
+    gains = torch.nn.functional.pad(((shifted >= low) & (shifted < high)).to(torch.int64), (0, -size % granularity))
+    by_group = gains.reshape(len(codes), -1, granularity).sum(2)
+    gained = by_group.cumsum(1)  # by one more for the first 1, 2, ... groups
+    rest = (2 * gained - by_group < 2 * left[:, None]).sum(1)  # nearer than without this group
     reached = (left >= 0) & (left <= gained[:, -1])
-    return Shift(whole.to(torch.int64), rest), reached
+    return Shift(whole.to(torch.int64), rest, granularity), reached
 
 
 def requantize(total: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

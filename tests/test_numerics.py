@@ -161,6 +161,7 @@ class Channels:
     scale: Tensor
     codes: Tensor
     found: numerics.Correction
+    granularity: int
 
     @property
     def size(self) -> int:
@@ -198,12 +199,13 @@ class Channels:
 
 
 KINDS = 7
-FEW, MANY = (1, 2, 9, 64, 254), (255, 1000)
+SIZES = (1, 2, 9, 64, 254, 255, 1001)
 
 
-def channels(draw: st.DrawFn, sizes: tuple[int, ...], moments: str = "both") -> Channels:
+def channels(draw: st.DrawFn, granularities: tuple[int, ...], moments: str = "both") -> Channels:
     """Channels of every kind at one width of one ladder."""
-    count, bits, ladder = (draw(st.sampled_from(options)) for options in (sizes, ALL_BITS[:-1], LADDERS))
+    count, bits, ladder = (draw(st.sampled_from(options)) for options in (SIZES, ALL_BITS[:-1], LADDERS))
+    granularity = draw(st.sampled_from(granularities))
     random = torch.Generator().manual_seed(draw(st.integers(0, 1 << 30)))
     weight = torch.randn(KINDS, count, generator=random, dtype=torch.float64)
     weight[1] += 3
@@ -216,39 +218,62 @@ def channels(draw: st.DrawFn, sizes: tuple[int, ...], moments: str = "both") -> 
     scale[6] /= 3  # clips
     codes = numerics.narrow(numerics.quantize_weight(weight, scale), bits, ladder) * 2 ** (8 - bits)
     mean, std = numerics.moments(weight)
-    found = numerics.correct_moments(codes, scale, mean, std if moments == "both" else None)
-    return Channels(weight, scale, codes, found)
+    found = numerics.correct_moments(codes, scale, mean, std if moments == "both" else None, granularity)
+    return Channels(weight, scale, codes, found, granularity)
 
 
-few_inputs = given(st.composite(channels)(sizes=FEW))
-few_inputs_mean_alone = given(st.composite(channels)(sizes=FEW, moments="mean"))
-many_inputs = given(st.composite(channels)(sizes=MANY))
-many_inputs_mean_alone = given(st.composite(channels)(sizes=MANY, moments="mean"))
+with_a_shift = given(st.composite(channels)(granularities=(1, 2, 4)))
+with_a_shift_mean_alone = given(st.composite(channels)(granularities=(1, 2, 4), moments="mean"))
+with_an_offset = given(st.composite(channels)(granularities=(0,)))
+with_an_offset_mean_alone = given(st.composite(channels)(granularities=(0,), moments="mean"))
 
 ROUNDING = 1e-9
 """Of a few float64 operations, relative to the numbers that go in."""
 
 
-@pytest.mark.parametrize(("size", "shifted"), [(1, True), (254, True), (255, False), (1000, False)])
-def test_few_inputs_take_the_mean_into_their_codes_and_many_an_offset(size: int, shifted: bool) -> None:
-    codes, one = torch.arange(size)[None] % 3, torch.ones(1)
-    found = numerics.correct_moments(codes, one, 0.3 * one, one)
-    assert (found.shift is not None) == shifted
-    assert (found.offset == 0).all() == shifted
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "by_bits"),  # at 1, 2, 3 and 7 bits
+    [
+        (1, (3, 3), (1, 1, 1, 1)),
+        (254, (), (1, 1, 1, 1)),
+        (255, (), (0, 0, 0, 0)),
+        (254, (1, 1), (1, 1, 1, 1)),
+        (255, (1,), (0, 2, 2, 2)),
+        (256, (1,), (0, 0, 2, 2)),
+        (32, (3, 3), (0, 2, 2, 2)),
+        (508, (1, 1), (0, 2, 2, 2)),
+        (509, (1, 1), (0, 0, 4, 4)),
+        (64, (3, 3), (0, 0, 4, 4)),
+        (1016, (1, 1), (0, 0, 4, 4)),
+        (1017, (1, 1), (0, 0, 0, 0)),
+        (0, (3, 3), (1, 1, 1, 1)),
+    ],
+)
+def test_what_takes_a_mean_into_its_codes(inputs: int, kernel: tuple[int, ...], by_bits: tuple[int, ...]) -> None:
+    assert tuple(numerics.shift_granularity((16, inputs, *kernel), bits) for bits in (1, 2, 3, 7)) == by_bits
 
 
-@few_inputs
-def test_few_inputs_have_the_float_mean_to_half_a_step_of_their_sum(case: Channels) -> None:
+@pytest.mark.parametrize("granularity", [0, 1, 2, 4])
+def test_a_mean_goes_into_the_codes_or_into_an_offset(granularity: int) -> None:
+    codes, one = torch.arange(1000)[None] % 3, torch.ones(1)
+    found = numerics.correct_moments(codes, one, 0.3 * one, one, granularity)
+    assert (found.shift is not None) == (granularity > 0)
+    assert bool(found.offset == 0) == (granularity > 0)
+
+
+@with_a_shift
+def test_shifted_codes_have_the_float_mean_to_half_a_group_of_their_sum(case: Channels) -> None:
     """Or lie at the end of what a shift can reach, on the side of the mean."""
     slope, (low, high) = case.found.slope, case.ends
     off = case.shifted.sum(1) - case.size * case.mean / slope
-    assert bool((off.abs() <= 0.5 + ROUNDING * case.size)[case.within_reach(slope)].all())
+    nearest = case.granularity // 2 + 0.5 + ROUNDING * case.size
+    assert bool((off.abs() <= nearest)[case.within_reach(slope)].all())
     beyond = ~case.within_reach(slope)
     assert torch.equal(case.shifted.sum(1)[beyond], torch.where(off > 0, low, high)[beyond])
 
 
-@few_inputs
-def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(case: Channels) -> None:
+@with_a_shift
+def test_shifted_codes_have_the_float_spread_to_half_a_step_and_what_is_clipped(case: Channels) -> None:
     """Triangle inequality: each code gets one of two neighbouring numbers, whose spread is at most 1/2.
 
     So does what a clip takes from the codes: their spread falls by no more than its own. A clip never adds to it, since
@@ -256,7 +281,7 @@ def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(cas
     """
     shift = case.found.shift
     assert shift is not None
-    added = shift.whole[:, None] + (torch.arange(case.size) < shift.rest[:, None])
+    added = shift.whole[:, None] + (torch.arange(case.size) // case.granularity < shift.rest[:, None])
     clipped = numerics.moments(case.codes + added - case.shifted)[1]
     before = case.spread * case.found.slope
     found = numerics.moments(case.shifted)[1] * case.found.slope
@@ -265,8 +290,8 @@ def test_few_inputs_have_the_float_spread_to_half_a_step_and_what_is_clipped(cas
     assert bool((found >= before - half - case.found.slope * clipped).all())
 
 
-@few_inputs
-def test_the_slope_gives_few_inputs_the_float_spread_unless_their_mean_is_then_out_of_reach(case: Channels) -> None:
+@with_a_shift
+def test_the_slope_gives_shifted_codes_the_float_spread_unless_their_mean_is_then_out_of_reach(case: Channels) -> None:
     """Such a channel, and one without spread, keeps the slope of its codes."""
     gained = case.std / case.spread
     has_gain = (case.spread > 0) & case.within_reach(torch.where(case.spread > 0, gained, 1.0))
@@ -275,15 +300,16 @@ def test_the_slope_gives_few_inputs_the_float_spread_unless_their_mean_is_then_o
     )
 
 
-@few_inputs_mean_alone
+@with_a_shift_mean_alone
 def test_the_mean_alone_keeps_the_slope(case: Channels) -> None:
     assert torch.equal(case.found.slope, case.scale)
     off = case.shifted.sum(1) - case.size * case.mean / case.scale
-    assert bool((off.abs() <= 0.5 + ROUNDING * case.size)[case.within_reach(case.scale)].all())
+    nearest = case.granularity // 2 + 0.5 + ROUNDING * case.size
+    assert bool((off.abs() <= nearest)[case.within_reach(case.scale)].all())
 
 
-@many_inputs
-def test_many_inputs_have_both_float_moments(case: Channels) -> None:
+@with_an_offset
+def test_an_offset_gives_both_float_moments(case: Channels) -> None:
     """A constant cannot be spread: its gain is 1."""
     corrected = case.found.slope[:, None] * case.codes + case.found.offset[:, None]
     mean, std = numerics.moments(corrected)
@@ -293,8 +319,8 @@ def test_many_inputs_have_both_float_moments(case: Channels) -> None:
     assert torch.equal(case.found.slope[case.spread == 0], case.scale[case.spread == 0])
 
 
-@many_inputs_mean_alone
-def test_many_inputs_may_have_the_mean_alone(case: Channels) -> None:
+@with_an_offset_mean_alone
+def test_an_offset_may_give_the_mean_alone(case: Channels) -> None:
     assert torch.equal(case.found.slope, case.scale)
     corrected = case.scale[:, None] * case.codes + case.found.offset[:, None]
     rounding = ROUNDING * (case.weight.abs().amax(1) + 256 * case.scale)
@@ -302,7 +328,7 @@ def test_many_inputs_may_have_the_mean_alone(case: Channels) -> None:
 
 
 def test_a_shift_adds_a_number_to_all_codes_and_one_more_to_the_first() -> None:
-    shift = numerics.Shift(torch.tensor([3, -5, 0]), torch.tensor([2, 0, 4]))
+    shift = numerics.Shift(torch.tensor([3, -5, 0]), torch.tensor([2, 0, 4]), 1)
     codes = torch.tensor([[0, 0, 0, 0], [10, -126, 9, 8], [127, 126, -128, 0]])
     expected = [[4, 4, 3, 3], [5, -128, 4, 3], [127, 127, -127, 1]]  # within the range of stored codes
     for dtype in (torch.int64, torch.float32, torch.float64):
@@ -311,27 +337,36 @@ def test_a_shift_adds_a_number_to_all_codes_and_one_more_to_the_first() -> None:
         assert shifted.tolist() == expected
 
 
+def test_a_shift_may_give_one_more_to_two_codes_at_a_time() -> None:
+    shift = numerics.Shift(torch.tensor([1, 1, 1]), torch.tensor([0, 1, 3]), 2)
+    assert shift.apply(torch.zeros(3, 5)).tolist() == [[1, 1, 1, 1, 1], [2, 2, 1, 1, 1], [2, 2, 2, 2, 2]]
+
+
 @given(
-    st.lists(st.sampled_from(range(-128, 128, 16)), min_size=1, max_size=6), st.floats(-140, 140), st.floats(0.25, 4)
+    st.lists(st.sampled_from(range(-128, 128, 16)), min_size=1, max_size=6),
+    st.floats(-140, 140),
+    st.floats(0.25, 4),
+    st.sampled_from((1, 2, 4)),
 )
-def test_no_shift_comes_closer_to_the_mean(codes: list[int], mean: float, scale: float) -> None:
+def test_no_shift_comes_closer_to_the_mean(codes: list[int], mean: float, scale: float, granularity: int) -> None:
     """Compared with all there are, also where codes are clipped at both ends."""
     mean *= scale
     row, size = torch.tensor([codes]), len(codes)
-    found = numerics.correct_moments(row, torch.tensor([scale]), torch.tensor([mean]), None).shift
+    found = numerics.correct_moments(row, torch.tensor([scale]), torch.tensor([mean]), None, granularity).shift
     assert found is not None
     assert -128 < int(found.whole) < 127  # so that one more is a signed byte
-    assert 0 <= int(found.rest) <= size
-    shifts = torch.cartesian_prod(torch.arange(-127, 127), torch.arange(size + 1))
-    every = numerics.Shift(shifts[:, 0], shifts[:, 1]).apply(row.expand(len(shifts), -1)).sum(1)
+    groups = -(-size // granularity)
+    assert 0 <= int(found.rest) <= groups
+    shifts = torch.cartesian_prod(torch.arange(-127, 127), torch.arange(groups + 1))
+    every = numerics.Shift(shifts[:, 0], shifts[:, 1], granularity).apply(row.expand(len(shifts), -1)).sum(1)
     wanted = round(float(size * torch.tensor(mean).double() / torch.tensor(scale).double()))
     assert abs(int(found.apply(row).sum()) - wanted) == int((every - wanted).abs().min())
 
 
 def corrected(codes: list[float], mean: float, std: float | None) -> list[float]:
-    """One channel of few inputs, at a scale of 1."""
+    """One channel, at a scale of 1."""
     given_std = None if std is None else torch.tensor([std])
-    found = numerics.correct_moments(torch.tensor([codes]), torch.ones(1), torch.tensor([mean]), given_std)
+    found = numerics.correct_moments(torch.tensor([codes]), torch.ones(1), torch.tensor([mean]), given_std, 1)
     assert found.shift is not None
     return [float(v) for v in found.slope * found.shift.apply(torch.tensor([codes]))[0]]
 

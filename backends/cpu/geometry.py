@@ -121,8 +121,8 @@ class LayerData:
 
     Attributes:
         weights: the stored codes, packed.
-        positions: where each input of a packed block lies in the kernel, from FIRST_POSITION on, FILLING for what
-            fills up; None where codes are never shifted.
+        positions: where each input of a packed block lies in the kernel, in steps of the shift's granularity from
+            FIRST_POSITION on, FILLING for what fills up; None where codes are never shifted.
         ones: for a depthwise kernel, which rows of its bands there are.
     """
 
@@ -159,10 +159,10 @@ def pack_layers(program: Program) -> dict[str, LayerData]:
 
 def _positions(codes: Tensor, groups: int, pack: Callable[[Tensor], Tensor]) -> Tensor | None:
     """`LayerData.positions` of codes [out, ...]: what packing makes of numbers, with zeros for what fills up."""
-    inputs = codes[0].numel()
-    if inputs > numerics.MOST_SHIFTED:
+    granularity = numerics.shift_granularity(codes.movedim(-1, 1).shape, numerics.STORED_BITS - 1)  # or 0 at fewer bits
+    if not granularity:
         return None
-    numbers = torch.arange(1, inputs + 1).reshape(1, *codes.shape[1:])
+    numbers = 1 + torch.arange(codes[0].numel()).reshape(1, *codes.shape[1:]) // granularity
     packed = pack(numbers.expand(groups, *codes.shape[1:]))  # an output a group, so a block a group
     quads = packed.reshape(groups, -1, BLOCK, QUAD)[0, :, 0]
     return torch.where(quads > 0, quads - 1 + FIRST_POSITION, FILLING).to(torch.int8).contiguous()

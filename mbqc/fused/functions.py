@@ -133,15 +133,15 @@ class _CorrectMoments(torch.autograd.Function):
     def forward(
         ctx: Any, quantized: Tensor, weight: Tensor, scale: Tensor, bits: int, ladder: Ladder, both: bool
     ) -> Tensor:
-        offset = numerics.ladder_offset(bits, ladder)
+        offset, granularity = numerics.ladder_offset(bits, ladder), numerics.shift_granularity(weight.shape, bits)
         kernels = kernels_for(quantized, weight, scale) if quantized.stride() == weight.stride() else None
         if kernels is not None:
-            corrected, gain = kernels.correct_moments(quantized, weight, scale, offset, both)
+            corrected, gain = kernels.correct_moments(quantized, weight, scale, offset, both, granularity)
         else:
             mean, std = numerics.moments(weight)
             last = quantized.movedim(1, -1)  # the order of stored codes
             codes = torch.round(last / _per_channel(scale, last) - offset).flatten(1)
-            found = numerics.correct_moments(codes, scale, mean, std if both else None)
+            found = numerics.correct_moments(codes, scale, mean, std if both else None, granularity)
             codes = found.shift.apply(codes) if found.shift is not None else codes
             values = (found.slope[:, None] * codes + found.offset[:, None]).to(quantized.dtype)
             corrected = values.reshape(last.shape).movedim(-1, 1)

@@ -62,20 +62,23 @@ class _Triton:
         return dw, dscale
 
     def correct_moments(
-        self, quantized: Tensor, weight: Tensor, scale: Tensor, offset: float, both: bool
+        self, quantized: Tensor, weight: Tensor, scale: Tensor, offset: float, both: bool, granularity: int
     ) -> tuple[Tensor, Tensor]:
         out, gain = torch.empty_like(quantized), torch.empty_like(scale)
         arguments = (quantized, weight, scale, out, gain, offset)
-        n, block = weight.shape[1:].numel(), _block_of(weight)
-        if n > numerics.MOST_SHIFTED:
+        block = _block_of(weight)
+        if not granularity:
+            n = weight.shape[1:].numel()
             _launch(triton_kernels.correct_with_offset, len(weight), *arguments, n, both=both, block=block)
             return out, gain
+        assert weight.shape[1:].numel() <= block
         _launch(
             triton_kernels.correct_with_shift,
             len(weight),
             *(*arguments, *_inputs_and_positions(weight)),
             inputs_last=not weight.is_contiguous(),
             both=both,
+            granularity=granularity,
             block=block,
         )
         return out, gain

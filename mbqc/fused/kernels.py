@@ -37,9 +37,9 @@ class Kernels(Protocol):
         """Gradients at `weight` and at `scale`."""
 
     def correct_moments(
-        self, quantized: Tensor, weight: Tensor, scale: Tensor, offset: float, both: bool
+        self, quantized: Tensor, weight: Tensor, scale: Tensor, offset: float, both: bool, granularity: int
     ) -> tuple[Tensor, Tensor]:
-        """Corrected weights and the gain [channels]; `offset` is the ladder's."""
+        """Corrected weights and the gain [channels]; `offset` is the ladder's, `granularity` the shift's."""
 
     def correction_gradients(self, gradient: Tensor, gain: Tensor) -> Tensor:
         """Each channel of `gradient`, outermost in memory, times its gain."""

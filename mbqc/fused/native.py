@@ -15,7 +15,7 @@ from mbqc.errors import BackendError
 from mbqc.fused.kernels import Kernels, Steps
 from mbqc.numerics import Ladder
 
-VERSION = 3
+VERSION = 4
 """Of the C interface, csrc/weights.cpp."""
 
 
@@ -85,7 +85,7 @@ class _Native:
         return at_weight, at_scale
 
     def correct_moments(
-        self, quantized: Tensor, weight: Tensor, scale: Tensor, offset: float, both: bool
+        self, quantized: Tensor, weight: Tensor, scale: Tensor, offset: float, both: bool, granularity: int
     ) -> tuple[Tensor, Tensor]:
         out, gain = torch.empty_like(quantized), torch.empty_like(scale)
         self.library.mbqc_correct_moments(
@@ -97,7 +97,7 @@ class _Native:
             _shape(weight),
             offset,
             both,
-            numerics.MOST_SHIFTED,
+            granularity,
         )
         return out, gain
 

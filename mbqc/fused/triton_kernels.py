@@ -217,7 +217,7 @@ def moments_of(weight_at, quantized_at, scale, offset, n, both: tl.constexpr, bl
 def correct_with_offset(
     quantized_at, weight_at, scale_at, out_at, gain_at, offset, n, both: tl.constexpr, block: tl.constexpr
 ):
-    """The mean of a channel of many inputs becomes an offset."""
+    """The mean of a channel becomes an offset."""
     channel = tl.program_id(0).to(tl.int64)
     quantized_at += channel * n
     scale = tl.load(scale_at + channel)
@@ -232,12 +232,12 @@ def correct_with_offset(
 
 @triton.jit
 def missing_sum(target, code, whole, here):
-    """What the codes and `whole`, in the stored range, lack of `target`; exact: few codes."""
+    """What the codes and `whole`, in the stored range, lack of `target`; exact, as sums are below 2^24."""
     return target - tl.sum(tl.where(here, clamp(code + whole, STORED_LOW, STORED_HIGH), 0.0))
 
 
 @triton.jit
-def shift_to(code, here, total, n):
+def shift_to(code, here, total, n, granularity: tl.constexpr, block: tl.constexpr):
     """`numerics._shift_to` of one channel; `here` tells its codes."""
     most = 2 * tl.cast(n, tl.float64)
     total = clamp(tl.where(total == total, total, most * STORED_HIGH), most * STORED_LOW, most * STORED_HIGH)
@@ -250,9 +250,12 @@ def shift_to(code, here, total, n):
         step = step * 0.5
     left, shifted = missing_sum(target, code, whole, here), code + whole
     gains = ((shifted >= STORED_LOW) & (shifted < STORED_HIGH) & here).to(tl.int32)
-    gained = tl.cumsum(gains, 0)
-    rest = tl.sum(((gained < left) & here).to(tl.int32)) + (left > 0).to(tl.int32)
-    return whole, tl.minimum(rest, n), (left >= 0) & (left <= tl.sum(gains))
+    granularity = min(granularity, block)
+    by_group = tl.sum(tl.reshape(gains, (block // granularity, granularity)), 1)
+    gained = tl.cumsum(by_group, 0)
+    real = tl.arange(0, block // granularity) * granularity < n
+    rest = tl.sum(((2 * gained - by_group < 2 * left) & real).to(tl.int32))
+    return whole, rest, (left >= 0) & (left <= tl.sum(gains))
 
 
 @triton.jit
@@ -267,9 +270,10 @@ def correct_with_shift(
     positions,
     inputs_last: tl.constexpr,
     both: tl.constexpr,
+    granularity: tl.constexpr,
     block: tl.constexpr,
 ):
-    """The mean of a channel of few inputs, one block, goes into the codes."""
+    """The mean of a channel, one block, goes into the codes."""
     n = inputs * positions
     channel = tl.program_id(0).to(tl.int64)
     quantized_at += channel * n
@@ -281,9 +285,9 @@ def correct_with_shift(
         at = tl.where(rank < n, rank % inputs * positions + rank // inputs, rank)
     code = codes_of(quantized_at, scale, offset, at, n)
     sum_of_weights = tl.cast(n, tl.float64) * mean
-    _, _, reached = shift_to(code, rank < n, sum_of_weights / slope, n)
+    _, _, reached = shift_to(code, rank < n, sum_of_weights / slope, n, granularity, block)
     slope = tl.where(reached, slope, scale.to(tl.float64))
-    whole, rest, _ = shift_to(code, rank < n, sum_of_weights / slope, n)
-    shifted = clamp(code + (whole + (rank < rest).to(tl.float32)), STORED_LOW, STORED_HIGH)
+    whole, rest, _ = shift_to(code, rank < n, sum_of_weights / slope, n, granularity, block)
+    shifted = clamp(code + (whole + (rank < granularity * rest).to(tl.float32)), STORED_LOW, STORED_HIGH)
     tl.store(out_at + channel * n + at, (slope * shifted.to(tl.float64)).to(tl.float32), at < n)
     tl.store(gain_at + channel, (slope / scale.to(tl.float64)).to(tl.float32))

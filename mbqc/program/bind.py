@@ -271,23 +271,29 @@ def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder
     scale = tensors[weight.scale]
     mean, std = (None if name is None else tensors[name] for name in (weight.mean, weight.std))
     channels = max(1, CHUNK // max(1, stored.shape[1]))
+    granularity = numerics.shift_granularity(tensors[weight.codes].movedim(-1, 1).shape, bits)
     lines = []
     for first in range(0, max(1, len(stored)), channels):
         part = slice(first, first + channels)
         moments = None if mean is None else (mean[part], None if std is None else std[part])
-        lines.append(_line_of(stored[part], scale[part].to(torch.float64), moments, bits, ladder))
+        lines.append(_line_of(stored[part], scale[part].to(torch.float64), moments, bits, ladder, granularity))
     return lines[0] if len(lines) == 1 else _join(lines)
 
 
 def _line_of(
-    stored: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor | None] | None, bits: int, ladder: numerics.Ladder
+    stored: Tensor,
+    scale: Tensor,
+    moments: tuple[Tensor, Tensor | None] | None,
+    bits: int,
+    ladder: numerics.Ladder,
+    granularity: int,
 ) -> WeightLine:
     drop, count = numerics.STORED_BITS - bits, stored.shape[1]
     narrowed = weight_codes(stored, bits, ladder, None)
     code_sum, step = narrowed.sum(1).to(torch.float64), float(1 << drop)
     if moments is None or drop == 0:
         return WeightLine(scale * step, scale * numerics.ladder_offset(bits, ladder), None, code_sum, count)
-    found = numerics.correct_moments(narrowed << drop, scale, *moments)
+    found = numerics.correct_moments(narrowed << drop, scale, *moments, granularity)
     if found.shift is None:
         return WeightLine(found.slope * step, found.offset, None, code_sum, count)
     code_sum = weight_codes(stored, bits, ladder, found.shift).sum(1).to(torch.float64)
@@ -300,9 +306,10 @@ def _join(lines: Sequence[WeightLine]) -> WeightLine:
         torch.cat(p) for p in zip(*((w.slope, w.offset, w.code_sum) for w in lines), strict=True)
     )
     shifts = [line.shift for line in lines if line.shift is not None]
-    shift = (
-        numerics.Shift(torch.cat([s.whole for s in shifts]), torch.cat([s.rest for s in shifts])) if shifts else None
-    )
+    shift = None
+    if shifts:
+        whole, rest = (torch.cat(p) for p in zip(*((s.whole, s.rest) for s in shifts), strict=True))
+        shift = numerics.Shift(whole, rest, shifts[0].granularity)
     return WeightLine(slope, offset, shift, code_sum, lines[0].count)
 
 

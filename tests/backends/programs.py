@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mbqc.float_functions import GATES
-from mbqc.numerics import MOST_SHIFTED, Ladder
+from mbqc.numerics import MOST_POSITIONS, Ladder
 from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     AtenCall,
@@ -166,7 +166,7 @@ class Drawing:
     def pointwise(self) -> str:
         """A 1 x 1 convolution of a wide image: tiles of all sizes."""
         build = self.build
-        source = self.image(self.one_of(1, 4, 7, 32, 64, 100), codes_only=False, largest=20)
+        source = self.image(self.one_of(1, 4, 7, 32, 64, 100, 300), codes_only=False, largest=20)
         out = self.one_of(1, 16, 24, 31, 32, 48, 65)
         shape = (*build.shape(source)[:-1], out)
         corrected = self.one_of("none", "mean", "both")
@@ -175,7 +175,7 @@ class Drawing:
     def linear(self, source: str | None = None) -> str:
         build = self.build
         if source is None:
-            inputs = self.one_of(self.whole(1, 70), self.one_of(64, 127, 256, 300, MOST_SHIFTED, MOST_SHIFTED + 1))
+            inputs = self.one_of(self.whole(1, 70), self.one_of(64, 127, 256, 300, MOST_POSITIONS, MOST_POSITIONS + 1))
             source = self.codes((*self.one_of((-1,), (-1, 3), (-2,), (-1, 0), (-1, 2, 2, 2)), inputs), codes_only=False)
         out = self.one_of(self.whole(1, 70), 16, 32)
         corrected = self.one_of("none", "mean", "both")

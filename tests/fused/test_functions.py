@@ -156,8 +156,18 @@ def weights(kind: str, shape: tuple[int, ...]) -> Tensor:
 
 
 KINDS = ("normal", "offset", "constant", "equal", "clipped")
-WEIGHT_SHAPES = [(4, 1), (10, 300), (6, 20, 3), (7, 1, 3, 3), (8, 3, 3, 3), (8, 40, 3, 3), (8, 24, 1, 1)]
-"""Up to and above MOST_SHIFTED inputs."""
+WEIGHT_SHAPES = [
+    (4, 1),
+    (10, 300),
+    (6, 20, 3),
+    (7, 1, 3, 3),
+    (8, 3, 3, 3),
+    (8, 40, 3, 3),
+    (8, 24, 1, 1),
+    (4, 255, 1, 1),
+    (3, 1017, 1),
+]
+"""Of every shift granularity, and with an offset."""
 
 every_weight = pytest.mark.parametrize("shape", WEIGHT_SHAPES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -239,7 +249,7 @@ def test_correction_gradients_are_the_gain_alone(inputs: int) -> None:
     upstream = normal(4, inputs, seed=1).double()
     functions.correct_moments(quantized, weight, scale, 3, "round", both=True).backward(upstream)
     codes = torch.round(quantized.detach() / scale[:, None] - numerics.ladder_offset(3, "round"))
-    found = numerics.correct_moments(codes, scale, *numerics.moments(weight))
+    found = numerics.correct_moments(codes, scale, *numerics.moments(weight), int(inputs == 40))
     torch.testing.assert_close(quantized.grad, upstream * (found.slope / scale)[:, None], rtol=1e-12, atol=0)
     assert weight.grad is None
     assert scale.grad is None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mbqc.fused import functions, kernels
-from mbqc.numerics import ALL_BITS, MOST_SHIFTED, Ladder
+from mbqc.numerics import ALL_BITS, MOST_POSITIONS, Ladder
 
 pytest.importorskip("triton")
 gpu = importlib.import_module("mbqc.fused.gpu")
@@ -189,9 +189,17 @@ def test_moments_of_many_inputs(kind: str) -> None:
     assert_moments_are_those_of_torch(weights(kind, 3, 120, 3, 3, layout=torch.channels_last), 3, "round", both=True)
 
 
-@pytest.mark.parametrize("inputs", [1, MOST_SHIFTED, MOST_SHIFTED + 1])
-def test_moments_of_any_size(inputs: int) -> None:
-    assert_moments_are_those_of_torch(weights("normal", 3, inputs), 4, "shift", both=True)
+@pytest.mark.parametrize("kernel", [(), (1,)])
+@pytest.mark.parametrize("granularity", [1, 2, 4])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_moments_of_any_size(granularity: int, more: int, kernel: tuple[int, ...]) -> None:
+    """The last group of codes may be smaller, and the last size has an offset."""
+    weight = weights("normal", 3, granularity * MOST_POSITIONS + more, *kernel)
+    assert_moments_are_those_of_torch(weight, 4, "shift", both=True)
+
+
+def test_moments_of_one_input() -> None:
+    assert_moments_are_those_of_torch(weights("normal", 3, 1), 4, "shift", both=True)
 
 
 def test_codes_at_both_ends_of_the_range_stay_there() -> None:

@@ -18,7 +18,7 @@ from mbqc.ir.modules import MomentCorrection, WidthBatchNorm
 from mbqc.ir.norms import width_norms
 from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of
 from mbqc.ir.vocabulary import BATCH_NORMS, is_module, module_of
-from mbqc.numerics import ALL_BITS, MOST_SHIFTED
+from mbqc.numerics import ALL_BITS
 from mbqc.passes.bncorrect import BnCorrect
 from mbqc.pipeline import Context
 from mbqc.widths import FLOAT, resolve
@@ -40,12 +40,14 @@ class Weights:
         quantized: the same before its correction.
         real: the float weights.
         scale: of the quantizer, [out].
+        granularity: of the shift, or 0.
     """
 
     used: Tensor
     quantized: Tensor
     real: Tensor
     scale: Tensor
+    granularity: int
 
     @property
     def rounding(self) -> Tensor:
@@ -61,7 +63,7 @@ class Weights:
     def step(self, spread: Tensor) -> Tensor:
         """Of the codes that hold a channel's mean, once they have a spread; nothing where an offset does."""
         slope = self.scale * torch.where(self.before > 0, spread / self.before, 1.0)
-        return slope if self.real.shape[1] <= MOST_SHIFTED else torch.zeros_like(slope)
+        return slope if self.granularity else torch.zeros_like(slope)
 
     def at_an_end(self, step: Tensor) -> Tensor:
         """Channels with a code at an end of the stored range, which may have been clipped."""
@@ -80,13 +82,14 @@ def weights_of(graph: fx.GraphModule, bits: int, inputs: tuple[Tensor, ...]) -> 
         source = node.all_input_nodes[1]
         (before,) = (n for n in (source, *source.all_input_nodes) if module_of(n) is quantizer)
         values = (recorder.values[str(node.args[1])], recorder.values[before.name], weight.detach())
-        found[str(node.target)] = Weights(*(v.flatten(1).double() for v in values), quantizer.scale.detach().double())
+        flat, scale = (v.flatten(1).double() for v in values), quantizer.scale.detach().double()
+        found[str(node.target)] = Weights(*flat, scale, numerics.shift_granularity(weight.shape, bits))
     return found
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_corrected_weights_have_the_moments_of_the_float_ones_at_every_width(name: str) -> None:
-    """To half a step of the codes that hold the mean, and of their sum; a code that is clipped takes from the spread.
+    """To half a step of the codes that hold the mean, and half a group of their sum; a clip takes from the spread.
 
     A constant has no spread to gain; at most one other channel of a layer keeps what it has, for the sake of its mean.
     """
@@ -100,7 +103,8 @@ def test_corrected_weights_have_the_moments_of_the_float_ones_at_every_width(nam
                 assert bool(((found_mean - mean).abs() <= of.scale / (2 * count) + of.rounding).all()), layer
                 continue
             where, step = f"{layer} at {bits} bits", of.step(std)
-            assert bool(((found_mean - mean).abs() <= step / (2 * count) + of.rounding).all()), where
+            nearest = (of.granularity // 2 + 0.5) * step / count
+            assert bool(((found_mean - mean).abs() <= nearest + of.rounding).all()), where
             assert bool((of.before > 0).any()), where
             off, most = found_std - std, step / 2 + of.rounding
             gained = (off <= most) & ((off >= -most) | of.at_an_end(step))

@@ -123,7 +123,7 @@ MBQC_CLONES void line(const float* codes, double slope, double offset, float* ou
     for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(slope * codes[i] + offset);
 }
 
-float clipped_sum(const float* codes, float whole, int64_t n) {  // exact: few codes
+float clipped_sum(const float* codes, float whole, int64_t n) {  // exact: far below 2^24
     float total = 0;
     for (int64_t i = 0; i < n; ++i) total += clamp(codes[i] + whole, STORED_LOW, STORED_HIGH);
     return total;
@@ -136,7 +136,7 @@ struct Shift {
 };
 
 // numerics._shift_to of one channel; `ordered` are its codes by positions, then inputs.
-Shift shift_to(const float* ordered, int64_t n, double total) {
+Shift shift_to(const float* ordered, int64_t n, double total, int64_t granularity) {
     const double most = 2 * static_cast<double>(n);
     total = std::isnan(total) ? most * STORED_HIGH : std::nearbyint(total);
     const float target = static_cast<float>(std::min(std::max(total, most * STORED_LOW), most * STORED_HIGH));
@@ -146,29 +146,32 @@ Shift shift_to(const float* ordered, int64_t n, double total) {
         if (target - clipped_sum(ordered, more, n) >= 0) whole = more;
     }
     const float left = target - clipped_sum(ordered, whole, n);
-    int64_t rest = left > 0, gained = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const float shifted = ordered[i] + whole;
-        gained += shifted >= STORED_LOW && shifted < STORED_HIGH;
-        rest += static_cast<float>(gained) < left;
+    int64_t rest = 0, gained = 0;  // by one more for some groups
+    for (int64_t first = 0; first < n; first += granularity) {
+        const int64_t before = gained;
+        for (int64_t i = first; i < std::min(n, first + granularity); ++i) {
+            const float shifted = ordered[i] + whole;
+            gained += shifted >= STORED_LOW && shifted < STORED_HIGH;
+        }
+        rest += static_cast<float>(before + gained) < 2 * left;
     }
-    return {whole, std::min(rest, n), left >= 0 && left <= static_cast<float>(gained)};
+    return {whole, rest, left >= 0 && left <= static_cast<float>(gained)};
 }
 
 // Puts the mean into the codes; returns the slope that they have then.
 double shift_codes(const MbqcShape& shape, float* codes, double slope, double scale, double mean,
-                   std::vector<float>& ordered) {
+                   int64_t granularity, std::vector<float>& ordered) {
     const int64_t n = shape.inputs * shape.positions;
     const auto at = [&](int64_t rank) { return place(shape, rank % shape.inputs, rank / shape.inputs); };
     for (int64_t rank = 0; rank < n; ++rank) ordered[static_cast<size_t>(rank)] = codes[at(rank)];
     const double total = static_cast<double>(n) * mean;
-    Shift found = shift_to(ordered.data(), n, total / slope);
+    Shift found = shift_to(ordered.data(), n, total / slope, granularity);
     if (!found.reached) {
         slope = scale;
-        found = shift_to(ordered.data(), n, total / slope);
+        found = shift_to(ordered.data(), n, total / slope, granularity);
     }
     for (int64_t rank = 0; rank < n; ++rank) {
-        const float shifted = ordered[static_cast<size_t>(rank)] + (found.whole + (rank < found.rest));
+        const float shifted = ordered[static_cast<size_t>(rank)] + (found.whole + (rank < found.rest * granularity));
         codes[at(rank)] = clamp(shifted, STORED_LOW, STORED_HIGH);
     }
     return slope;
@@ -205,7 +208,7 @@ MBQC_EXPORT void mbqc_weight_gradients(const float* w, const float* scale, const
 
 // numerics.moments of w and numerics.correct_moments of the codes in `quantized`, applied; `gain` [channels].
 MBQC_EXPORT void mbqc_correct_moments(const float* quantized, const float* w, const float* scale, float* out,
-                                      float* gain, MbqcShape shape, float offset, int64_t both, int64_t most_shifted) {
+                                      float* gain, MbqcShape shape, float offset, int64_t both, int64_t granularity) {
     using namespace mbqc;
     const int64_t n = shape.inputs * shape.positions;
     const double size = static_cast<double>(n);
@@ -222,10 +225,10 @@ MBQC_EXPORT void mbqc_correct_moments(const float* quantized, const float* w, co
             if (spread > 0) slope = std / spread;
         }
         double shift = 0;
-        if (n > most_shifted) {
-            shift = mean - slope * total / size;
+        if (granularity) {
+            slope = shift_codes(shape, codes.data(), slope, scale[c], mean, granularity, ordered);
         } else {
-            slope = shift_codes(shape, codes.data(), slope, scale[c], mean, ordered);
+            shift = mean - slope * total / size;
         }
         line(codes.data(), slope, shift, out + c * n, n);
         gain[c] = static_cast<float>(slope / scale[c]);
@@ -238,4 +241,4 @@ MBQC_EXPORT void mbqc_correction_gradients(const float* g, const float* gain, fl
 }
 
 // Another one means another C interface.
-MBQC_EXPORT int64_t mbqc_fused_version() { return 3; }
+MBQC_EXPORT int64_t mbqc_fused_version() { return 4; }

@@ -211,7 +211,7 @@ def test_live_weights_have_the_moments_of_the_float_ones_at_every_width(
 ) -> None:
     """With an offset a channel exactly, with one in the codes to half a step of their sum (`numerics`)."""
     if offsets:
-        monkeypatch.setattr("mbqc.numerics.MOST_SHIFTED", 0)
+        monkeypatch.setattr("mbqc.numerics.shift_granularity", lambda shape, bits: 0)
     graph, made = stepper()
     for done in range(3):
         made.round(shared(batch(done)), 0, done, quiet)
