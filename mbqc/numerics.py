@@ -86,7 +86,8 @@ def narrow(codes: Tensor, bits: int, ladder: Ladder) -> Tensor:
     if ladder == "shift" or bits == 1:
         return _floor_shift(codes, drop)
     # floor plus the next bit: `codes + 2^(D-1)` would overflow int8
-    rounded = _floor_shift(codes, drop) + _floor_shift(codes, drop - 1) % 2
+    next_bit = _floor_shift(codes, drop - 1)
+    rounded = _floor_shift(codes, drop) + (next_bit % 2 if codes.is_floating_point() else next_bit & 1)
     return torch.clamp(rounded, *weight_range(bits))
 
 

@@ -296,7 +296,7 @@ def _line_of(
     found = numerics.correct_moments(narrowed << drop, scale, *moments, granularity)
     if found.shift is None:
         return WeightLine(found.slope * step, found.offset, None, code_sum, count)
-    code_sum = weight_codes(stored, bits, ladder, found.shift).sum(1).to(torch.float64)
+    code_sum = found.shift.apply(narrowed << drop).sum(1).to(torch.float64)
     return WeightLine(found.slope, found.offset, found.shift, code_sum, count)
 
 
