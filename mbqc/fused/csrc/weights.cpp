@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <vector>
 
 #include "common.h"
@@ -123,10 +124,14 @@ MBQC_CLONES void line(const float* codes, double slope, double offset, float* ou
     for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(slope * codes[i] + offset);
 }
 
-float clipped_sum(const float* codes, float whole, int64_t n) {  // exact: far below 2^24
-    float total = 0;
-    for (int64_t i = 0; i < n; ++i) total += clamp(codes[i] + whole, STORED_LOW, STORED_HIGH);
-    return total;
+MBQC_CLONES float clipped_sum(const float* codes, float whole, int64_t n) {
+    float sums[LANES] = {};  // exact: far below 2^24
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int lane = 0; lane < LANES; ++lane) sums[lane] += clamp(codes[i + lane] + whole, STORED_LOW, STORED_HIGH);
+    }
+    for (; i < n; ++i) sums[0] += clamp(codes[i] + whole, STORED_LOW, STORED_HIGH);
+    return std::accumulate(sums, sums + LANES, 0.0f);
 }
 
 struct Shift {
@@ -146,34 +151,39 @@ Shift shift_to(const float* ordered, int64_t n, double total, int64_t granularit
         if (target - clipped_sum(ordered, more, n) >= 0) whole = more;
     }
     const float left = target - clipped_sum(ordered, whole, n);
-    int64_t rest = 0, gained = 0;  // by one more for some groups
-    for (int64_t first = 0; first < n; first += granularity) {
-        const int64_t before = gained;
-        for (int64_t i = first; i < std::min(n, first + granularity); ++i) {
+    float gained = 0;  // by one more for the first groups
+    for (int64_t rest = 0; rest * granularity < n; ++rest) {
+        const float before = gained;
+        for (int64_t i = rest * granularity; i < std::min(n, (rest + 1) * granularity); ++i) {
             const float shifted = ordered[i] + whole;
             gained += shifted >= STORED_LOW && shifted < STORED_HIGH;
         }
-        rest += static_cast<float>(before + gained) < 2 * left;
+        if (before + gained >= 2 * left) return {whole, rest, left >= 0};  // no nearer with this group
     }
-    return {whole, rest, left >= 0 && left <= static_cast<float>(gained)};
+    return {whole, (n + granularity - 1) / granularity, left <= gained};
 }
 
 // Puts the mean into the codes; returns the slope that they have then.
 double shift_codes(const MbqcShape& shape, float* codes, double slope, double scale, double mean,
                    int64_t granularity, std::vector<float>& ordered) {
     const int64_t n = shape.inputs * shape.positions;
-    const auto at = [&](int64_t rank) { return place(shape, rank % shape.inputs, rank / shape.inputs); };
-    for (int64_t rank = 0; rank < n; ++rank) ordered[static_cast<size_t>(rank)] = codes[at(rank)];
+    const auto visit = [&](auto change) {  // codes by positions, then inputs
+        for (int64_t position = 0, rank = 0; position < shape.positions; ++position) {
+            for (int64_t input = 0; input < shape.inputs; ++input, ++rank) {
+                change(codes[place(shape, input, position)], ordered[static_cast<size_t>(rank)], rank);
+            }
+        }
+    };
+    visit([](float& code, float& in_order, int64_t) { in_order = code; });
     const double total = static_cast<double>(n) * mean;
     Shift found = shift_to(ordered.data(), n, total / slope, granularity);
     if (!found.reached) {
         slope = scale;
         found = shift_to(ordered.data(), n, total / slope, granularity);
     }
-    for (int64_t rank = 0; rank < n; ++rank) {
-        const float shifted = ordered[static_cast<size_t>(rank)] + (found.whole + (rank < found.rest * granularity));
-        codes[at(rank)] = clamp(shifted, STORED_LOW, STORED_HIGH);
-    }
+    visit([&](float& code, float& in_order, int64_t rank) {
+        code = clamp(in_order + (found.whole + (rank < found.rest * granularity)), STORED_LOW, STORED_HIGH);
+    });
     return slope;
 }
 
