@@ -243,7 +243,6 @@ TABLES = (
         "coresets",
         CORESET_EPOCHS,
         3,
-        one("EL2N, balanced", coreset(CORESET_EPOCHS, coreset="el2n", selection="balanced")),
         one("entropy, stratified", coreset(CORESET_EPOCHS, coreset="entropy", selection="stratified")),
         one("forgetting, stratified, 3 epochs of full data", coreset(CORESET_EPOCHS, 3, coreset="forgetting")),
     ),

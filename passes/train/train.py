@@ -57,8 +57,8 @@ class Train(Pass):
         reestimate: BatchNorm statistics from 200 batches at the end, `pooled` over the trained widths, or for each
             `width`; both are judged.
         coreset: each width trains on the share `keep` of the samples, selected by these scores of its own.
-        selection: by `top` scores, top scores of each class (`balanced`), equally many from ranges of scores without
-            the highest 5 % (`stratified`), or a random subset, `fresh` every epoch.
+        selection: by `top` scores, equally many from ranges of scores without the highest 5 % (`stratified`), or a
+            random subset, `fresh` every epoch.
         keep: share of the samples in a coreset.
         coreset_warmup: epochs on all samples, which also score them.
         resample: epochs after which samples are scored and selected again; 0 for never.
@@ -154,8 +154,8 @@ class Train(Pass):
         yield self.coreset_warmup >= self.epochs, sweep, "more epochs"
         blind = f"selection=fresh draws without scores, so coreset={self.coreset} would not be used"
         yield self.selection == "fresh" and self.coreset != "random", blind, "coreset=random"
-        ranks = f"selection={self.selection} goes by scores, which coreset=random has not"
-        yield self.coreset == "random" and self.selection in ("balanced", "stratified"), ranks, "selection=fresh or top"
+        ranks = "selection=stratified goes by scores, which coreset=random has not"
+        yield self.coreset == "random" and self.selection == "stratified", ranks, "selection=fresh or top"
 
     def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
         """The trained graph, in eval mode and on the CPU.

@@ -12,9 +12,9 @@ from torch.utils.data import Sampler
 
 from mbqc.errors import DataError, PipelineError
 
-Selection = Literal["top", "balanced", "stratified", "fresh"]
-"""`top` the highest scores; `balanced` the highest within each class; `stratified` all ranges of scores alike; `fresh`
-a new random subset every epoch, whatever the scores (`CoresetSampler(..., take=size)` over all samples)."""
+Selection = Literal["top", "stratified", "fresh"]
+"""`top` the highest scores; `stratified` all ranges of scores alike; `fresh` a new random subset every epoch, whatever
+the scores (`CoresetSampler(..., take=size)` over all samples)."""
 
 DROPPED = 20
 """`stratified` leaves out one sample in so many, the hardest: often mislabelled (arXiv 2210.15809)."""
@@ -60,7 +60,7 @@ def select(
     scores: Tensor,
     targets: Tensor,
     keep: float,
-    selection: Literal["top", "balanced", "stratified"],
+    selection: Literal["top", "stratified"],
     generator: torch.Generator,
 ) -> Tensor:
     """The coreset: sorted indices, int64 [round(keep * n)] on the CPU.
@@ -89,20 +89,9 @@ def select(
     match selection:
         case "top":
             chosen = scores.argsort(descending=True, stable=True)[:size]
-        case "balanced":
-            chosen = _balanced(scores, targets, size)
         case "stratified":
             chosen = _stratified(scores, size, generator)
     return chosen.sort().values
-
-
-def _balanced(scores: Tensor, targets: Tensor, size: int) -> Tensor:
-    """The highest scores of each class; a class keeps its share of the data, rounded down or up."""
-    _, classes, counts = torch.unique(targets, return_inverse=True, return_counts=True)
-    # exact in integers: the samples that rounding down leaves over go to the largest remainders
-    quotas, remainders = counts * size // len(targets), counts * size % len(targets)
-    quotas[remainders.argsort(descending=True, stable=True)[: size - int(quotas.sum())]] += 1
-    return _first_of_each(scores.argsort(descending=True, stable=True), classes, quotas)
 
 
 def _stratified(scores: Tensor, size: int, generator: torch.Generator) -> Tensor:

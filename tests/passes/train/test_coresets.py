@@ -1,4 +1,4 @@
-"""Coresets: exact sizes, class and range balance, and samplers that give every sample once."""
+"""Coresets: exact sizes, range balance, and samplers that give every sample once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mbqc.errors import DataError, MbqcError, PipelineError
 from mbqc.passes.train.coreset.selection import CoresetSampler, coreset_size, select
 
-Rule = Literal["top", "balanced", "stratified"]
+Rule = Literal["top", "stratified"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 every_rule = pytest.mark.parametrize("rule", RULES)
 
@@ -59,31 +59,6 @@ def test_top_keeps_the_highest_scores_and_of_equal_ones_the_first(data: tuple[Te
     scores, targets, keep = data
     hardest_first = sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i))
     assert chosen(scores, targets, keep, "top") == sorted(hardest_first[: coreset_size(targets, keep)])
-
-
-@given(data=scored())
-def test_balanced_keeps_class_shares_to_one_sample_and_the_highest_of_each(data: tuple[Tensor, Tensor, float]) -> None:
-    scores, targets, keep = data
-    indices = chosen(scores, targets, keep, "balanced")
-    for label in targets.unique().tolist():
-        members = [i for i in range(len(scores)) if targets[i] == label]
-        kept = [i for i in indices if targets[i] == label]
-        assert abs(len(kept) - len(indices) * len(members) / len(scores)) < 1
-        members.sort(key=lambda i: (-float(scores[i]), i))
-        assert kept == sorted(members[: len(kept)])
-
-
-def test_balanced_where_top_would_keep_one_class_only() -> None:
-    scores, targets = torch.arange(1000.0), torch.arange(1000) // 100
-    assert set(targets[chosen(scores, targets, 0.1, "top")].tolist()) == {9}
-    assert Counter(targets[chosen(scores, targets, 0.1, "balanced")].tolist()) == dict.fromkeys(range(10), 10)
-
-
-def test_balanced_gives_what_is_left_over_to_the_largest_remainders() -> None:
-    """Shares of 2.8, 5.0 and 12.2 samples."""
-    targets = torch.tensor([0] * 14 + [1] * 25 + [2] * 61)
-    kept = chosen(torch.zeros(100), targets, 0.2, "balanced")
-    assert Counter(targets[kept].tolist()) == {0: 3, 1: 5, 2: 12}
 
 
 def ranges_of(scores: Tensor, indices: list[int]) -> list[int]:

@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "tensors": (few, "epochs=2,reestimate=width", QUANTIZED),
     "dataset": (noisy, "epochs=1,widths=sandwich,switch=uniform,alrs=layer,scales=raw,distill=float", QUANTIZED),
     "batches": (batches, "epochs=1,step=accumulate,clip=0.5,reestimate=pooled", BY_WIDTH),
-    "coreset": (few, "epochs=3,coreset=el2n,keep=0.5,resample=1,selection=balanced", QUANTIZED),
+    "coreset": (few, "epochs=3,coreset=el2n,keep=0.5,resample=1,selection=top", QUANTIZED),
 }
 
 
