@@ -64,10 +64,13 @@ class Builder:
         return unique
 
     def tensor(self, name: str, value: Tensor) -> str:
-        """Stores a tensor under its name, once."""
-        if name not in self.tensors:
-            self.tensors[name] = value.detach().clone().contiguous()
-        return name
+        """Stores a tensor, once; the name is made unique, since a parameter may have one that lowering gives."""
+        unique, count = name, 1
+        while unique in self.tensors and not _equal(self.tensors[unique], value):
+            unique, count = f"{name}_{count}", count + 1
+        if unique not in self.tensors:
+            self.tensors[unique] = value.detach().clone().contiguous()
+        return unique
 
     def grid(self, name: str, quantizer: ActivationQuantizer) -> str:
         """Stores the grids of an activation quantizer under its name, once."""
@@ -195,6 +198,10 @@ class Builder:
     ) -> Stored:
         value = self.define(name, dtype, program_dims(dims, channels_last), grid)
         return Stored(value, dims, channels_last, dtype == "u8")
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def program_dims(dims: Dims, channels_last: bool) -> Dims:

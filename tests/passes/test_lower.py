@@ -481,6 +481,27 @@ def test_a_number_beyond_float32_is_left_to_torch() -> None:
     assert "sub.Tensor" in [o.call.name for o in operations(program, Aten)]
 
 
+class Namesake(nn.Module):
+    """A parameter at the path that lowering gives to the number of a sum, or to the bias of a layer."""
+
+    def __init__(self, owner: str, name: str) -> None:
+        super().__init__()
+        self.layers, self._path = nn.Sequential(nn.Linear(4, 4)), f"{owner}.{name}"
+        self.add_module(owner, nn.Module())
+        self.get_submodule(owner).register_parameter(name, nn.Parameter(torch.arange(4.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.layers(x), 1) * self.get_parameter(self._path) + 100.0
+
+
+@pytest.mark.parametrize(("owner", "name"), [("add", "number"), ("layers_0", "shift")])
+def test_a_parameter_with_the_name_of_another_stored_tensor_is_kept_apart(owner: str, name: str) -> None:
+    example = seeded(lambda: Namesake(owner, name), (2, 4))
+    graph, program, _ = compiled(example)
+    assert {f"{owner}.{name}", f"{owner}.{name}_1"} <= set(program.tensors)
+    follow(graph, program, example[1], resolve(8, quantized_layers(graph)))
+
+
 def test_skipped_layers_run_in_float_with_the_float_weights() -> None:
     program = net(three, lambda m, x: m.c(m.b(m.a(x))), "normalize,quant{skip=b:}")
     assert list(program.listing.layers) == ["a", "c"]
