@@ -56,7 +56,8 @@ class Recorder(fx.Interpreter):
 def layouts(value: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
     """A tensor of the graph in every layout of a Program that has this shape."""
     channels_last = value.movedim(1, -1) if value.dim() > 2 else value
-    for laid_out in (value, channels_last, channels_last.unsqueeze(1), channels_last.flatten(0, 1)):
+    others = (channels_last.unsqueeze(1), channels_last.flatten(0, 1)) if value.dim() > 1 else ()
+    for laid_out in (value, channels_last, *others):
         if tuple(laid_out.shape) == shape:
             yield laid_out
 

@@ -143,14 +143,11 @@ def _select(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Stored | None:
 def _mean(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Stored | None:
     """Over one dimension; as a dimension of size 1 it comes back by a reshape."""
     source, dims = bound["self"], bound["dim"]
-    if (
-        not _is_float(walk, source)
-        or not isinstance(dims, list | tuple)
-        or len(dims) != 1
-        or bound["dtype"] is not None
-    ):
+    if not _is_float(walk, source) or not isinstance(dims, list | tuple) or bound["dtype"] is not None:
         return None
     shape = type_of(source).dims
+    if len(dims) != 1 or not shape:
+        return None
     dim = dims[0] % len(shape)
     if shape[dim] < 1:
         return None

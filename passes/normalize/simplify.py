@@ -162,8 +162,9 @@ def _mean(node: fx.Node) -> None:
     source = bound["self"]
     found = type_of(source)
     rank = len(found.dims)
-    over = sorted(d % rank for d in bound["dim"] or range(rank))
-    if rank not in _ADAPTIVE or over != list(range(2, rank)) or bound["dtype"]:
+    if rank not in _ADAPTIVE or bound["dtype"]:
+        return
+    if sorted(d % rank for d in bound["dim"] or range(rank)) != list(range(2, rank)):
         return
     pooled = (*found.dims[:2], *[1] * (rank - 2))
     with node.graph.inserting_before(node):

@@ -435,6 +435,7 @@ def test_float_functions_become_operations_of_their_own() -> None:
         (lambda x: x - x.mean(1, keepdim=True), None),
         (lambda x: x.mean(1, keepdim=True), ["mean"]),
         (lambda x: x.mean((1, 2), keepdim=True), None),
+        (lambda x: x + x.mean().mean(0), None),
         (lambda x: x[:, -1], ["select"]),
         (lambda x: x + x[:, :1], None),
         (lambda x: x * x[:, 1].unsqueeze(1), None),
