@@ -66,13 +66,25 @@ class Samples:
     def on(self, device: torch.device) -> Samples:
         """The same samples for training on a device.
 
-        Tensors stay there where they fit (`devices.fits`); other samples are read into pinned memory for a GPU.
+        Tensors stay there where they fit (`devices.fits`); other samples are read into pinned memory for a GPU, unless
+        the dataset gives them on a GPU itself.
+
+        Raises:
+            DataError: as `batches`.
         """
         if device.type == "cpu":
             return self
         if isinstance(self.dataset, _Tensors) and fits(self.dataset.tensors, device):
             return replace(self, dataset=_Tensors(moved(self.dataset.tensors, device)))
-        return replace(self, settings=self.settings | {"pin_memory": device.type == "cuda"})
+        plain = replace(self, settings=self.settings | {"pin_memory": False})
+        if device.type != "cuda" or not plain._come_from_cpu():
+            return plain
+        return replace(self, settings=self.settings | {"pin_memory": True})
+
+    def _come_from_cpu(self) -> bool:
+        """Whether the first sample comes in tensors of the CPU; torch pins no others."""
+        ((inputs, target),) = self.batches([[0]])
+        return all(tensor.device.type == "cpu" for tensor in (*inputs, target) if tensor is not None)
 
     def stay_on(self, device: torch.device) -> bool:
         """Whether all samples lie on a device."""

@@ -286,6 +286,25 @@ def test_other_samples_are_read_into_pinned_memory_for_a_gpu() -> None:
     assert samples.on(CPU).settings == {}
 
 
+class There(Noisy):
+    """Samples on the second device, where the dataset keeps them."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = super().__getitem__(index)
+        return image.to(device()), label
+
+
+def settings_there() -> dict[str, Any]:
+    samples = samples_of(DataLoader(There(), batch_size=16, pin_memory=True), 1)
+    assert samples is not None
+    return {name: value for name, value in samples.on(CUDA).settings.items() if name == "pin_memory"}
+
+
+def test_samples_that_a_dataset_gives_on_a_device_are_not_pinned(call: Call) -> None:
+    """torch pins only tensors of the CPU, and raises for others."""
+    assert call(settings_there) == {"pin_memory": False}
+
+
 def not_finite() -> None:
     images, labels = few()
     images[20, 0, 0, 0] = torch.nan
