@@ -94,14 +94,11 @@ class Samples:
         """The targets of all samples; reads the data once unless it is tensors.
 
         Raises:
-            DataError: there are none.
+            DataError: a batch has none.
         """
         if isinstance(self.dataset, _Tensors):
             return self.dataset.tensors[-1]
-        found = [target for _, target in self.sweep() if target is not None]
-        if not found:
-            raise DataError("there are no targets", where="training data", hint="give samples (inputs, target)")
-        return torch.cat(found)
+        return torch.cat([require_target(target, "training data") for _, target in self.sweep()])
 
 
 class _Tensors(Dataset[Any]):
@@ -189,7 +186,7 @@ def told(data: Iterable[object], what: str) -> Iterator[object]:
 
 
 def split_batch(item: object, count: int, where: str | None = None) -> LabelledBatch:
-    """A batch as (inputs, target): a tensor, a tuple of `count` inputs, or either with one target behind it.
+    """A batch as (inputs, target): a tensor, a tuple of `count` inputs, or either with one target, or None, behind it.
 
     Raises:
         DataError: it is none of these.
@@ -204,6 +201,8 @@ def split_batch(item: object, count: int, where: str | None = None) -> LabelledB
         )
     if len(parts) == 2 and isinstance(parts[0], tuple | list):
         parts = (*parts[0], parts[1])
+    if parts and parts[-1] is None:
+        parts = parts[:-1]
     tensors = tuple(part for part in parts if isinstance(part, Tensor))
     if len(tensors) != len(parts) or len(parts) not in (count, count + 1):
         raise DataError(
@@ -212,6 +211,17 @@ def split_batch(item: object, count: int, where: str | None = None) -> LabelledB
             hint="give the inputs, or the inputs and one target",
         )
     return tensors[:count], tensors[count] if len(tensors) > count else None
+
+
+def require_target(target: Tensor | None, where: str) -> Tensor:
+    """The target of a batch that must have one.
+
+    Raises:
+        DataError: it has none.
+    """
+    if target is None:
+        raise DataError("there are no targets", where=where, hint="give pairs (inputs, target)")
+    return target
 
 
 def check_input(given: Tensor, example: Tensor, where: str) -> None:

@@ -17,7 +17,7 @@ from mbqc.errors import DataError
 from mbqc.passes.train.coreset.selection import CoresetSampler
 from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.pipeline import Context
-from mbqc.pipeline.data import Batch, Samples
+from mbqc.pipeline.data import Batch, Samples, require_target
 
 WHAT = "training data"
 
@@ -176,9 +176,7 @@ class Feeds:
             yield self._here(inputs, target, None)
 
     def _here(self, inputs: Batch, target: Tensor | None, indices: Tensor | None) -> Fed:
-        if target is None:
-            raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
-        *inside, outside = moved((*inputs, target), self._ranks.device)
+        *inside, outside = moved((*inputs, require_target(target, WHAT)), self._ranks.device)
         return Fed(tuple(inside), outside, indices)
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from mbqc.devices import CPU, moved
-from mbqc.errors import DataError
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
-from mbqc.pipeline.data import Batch
+from mbqc.pipeline.data import Batch, require_target
 from mbqc.pipeline.objective import each_tensor, join, metric_of
 from mbqc.widths import FLOAT, Widths, resolve
 
@@ -49,9 +48,7 @@ def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) 
     like = next(graph.parameters())
     with in_eval_mode(graph), torch.no_grad():
         for inputs, target in context.checked(context.evaluation, WHAT):
-            if target is None:
-                raise DataError("there are no targets", where=WHAT, hint="give batches (inputs, target)")
-            targets.append(target.to(CPU))
+            targets.append(require_target(target, WHAT).to(CPU))
             ready = prepared(moved(inputs, like.device), like.dtype)
             for bits, widths in asked.items():
                 outputs[bits].append(each_tensor(graph(*ready, widths), Tensor.cpu))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from mbqc.errors import DataError, PassError
+from mbqc.pipeline import Context
 from mbqc.userfile import load_user_model
 from tests.passes.train.small import BATCH, SAMPLES, context, differing, quantized, run, stripes, trained, weights
 
@@ -203,9 +204,31 @@ def test_data_that_coresets_cannot_use(options: str, data: Callable[[], Any], me
         run(f"train{{epochs=3,coreset=el2n,{options}{size}}}", quantized(), context(data()))
 
 
+class Unlabelled(Dataset[Tensor]):
+    """Images alone."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> Tensor:
+        return images()[index]
+
+
+@pytest.mark.parametrize(
+    ("where", "surroundings", "options"),
+    [
+        ("training data", lambda: context(Unlabelled()), ""),
+        ("training data", lambda: context(Unlabelled()), ",coreset=el2n,keep=0.5"),
+        ("evaluation data", lambda: replace(context(), evaluation=[images()]), ""),
+    ],
+)
+def test_missing_targets_are_told_alike(where: str, surroundings: Callable[[], Context], options: str) -> None:
+    with pytest.raises(DataError, match=rf"^pass train, {where}: there are no targets\n  try: give pairs \(inputs, t"):
+        trained(f"epochs=2{options}", surroundings())
+
+
 def test_evaluation_data_that_does_not_fit() -> None:
     for data, message in (
-        ([images()], "evaluation data: there are no targets"),
         ([(images(), labels() + 3)], r"evaluation data: label 5 is out of range"),
         ([(images(), labels().float())], r"evaluation data: targets are torch.float32.*\n.*define metric"),
         ([], "evaluation data is empty"),
