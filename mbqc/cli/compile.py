@@ -67,7 +67,9 @@ def compile_(
     passes: Annotated[
         str, typer.Option(metavar="TEXT", help="The pipeline; `mbqc passes` lists what there is.")
     ] = "quant,bncorrect,hasb",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: the model's name with .mbqc.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: the model's name with .mbqc.")
+    ] = None,
     backend: BackendOption = "cpu",
     data: DataOption = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = 0,

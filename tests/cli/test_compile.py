@@ -27,6 +27,14 @@ def test_makes_an_artifact(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"tiny.py", "tiny.mbqc"}
 
 
+@pytest.mark.parametrize("option", ["--out", "-o"])
+def test_the_artifact_goes_where_it_is_asked_for(cli: Cli, tiny: Path, tmp_path: Path, option: str) -> None:
+    assert cli("compile", tiny, *QUICK, option, "own.mbqc").code == 0
+    assert (tmp_path / "own.mbqc").is_file()
+    assert not (tmp_path / "tiny.mbqc").exists()
+    assert f" {option}" in cli("compile", "--help").out
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_tables_fit(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
