@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from mbqc.errors import DataError, PassError
 from mbqc.fused.graph import fuse_rectifiers
+from mbqc.ir.annotations import Switching
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.distill import divergence
 from mbqc.passes.train.diverged import HINT, changed_most, first_not_finite, parameter_norms
@@ -21,15 +22,11 @@ from mbqc.passes.train.feeds import Fed
 from mbqc.passes.train.forgetting import ROUNDS, Watch
 from mbqc.passes.train.judge import prepared
 from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
-from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.rounds import draws_of, rate_factor, sandwich, switched
-from mbqc.pipeline import Context
+from mbqc.passes.train.task import Task
 from mbqc.pipeline.data import Batch
-from mbqc.pipeline.objective import Loss, checked_loss, cross_entropy, each_tensor
+from mbqc.pipeline.objective import checked_loss, cross_entropy, each_tensor
 from mbqc.widths import FLOAT, Widths, resolve
-
-if TYPE_CHECKING:
-    from mbqc.passes.train.train import Train
 
 Observe = Callable[[int, Fed, Any, float], None]
 """Told of each forward pass: width, batch, output, loss."""
@@ -39,28 +36,23 @@ class Stepper:
     """Trains a graph round by round.
 
     Args:
-        bits: the widths to train, highest first.
         rounds: how many rounds there will be in all.
     """
 
-    def __init__(
-        self,
-        graph: fx.GraphModule,
-        options: Train,
-        bits: Sequence[int],
-        rounds: int,
-        context: Context,
-        ranks: Ranks,
-    ) -> None:
-        self._graph, self._options, self._bits, self._rounds = graph, options, bits, rounds
-        self._seed, self._ranks = context.seed, ranks
-        self._loss = _loss_of(context, options)
+    def __init__(self, task: Task, rounds: int) -> None:
+        graph, options = task.graph, task.options
+        self._graph, self._options, self._bits, self._rounds = graph, options, task.bits, rounds
+        self._seed, self._ranks = task.context.seed, task.ranks
+        own = task.context.loss
+        self._loss = checked_loss(own) if own is not None else cross_entropy(options.label_smoothing)
         self._teacher = copy.deepcopy(graph).eval() if options.distill == "float" else None
         self.weights = WeightOptimizer(graph, options.weight_decay)
         self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
         self._model = fuse_rectifiers(graph)
         self._layers, self._norms = quantized_layers(graph), parameter_norms(graph)
-        self._draws = ranks.of_first(draws_of(graph, options.switch, bits)) if options.switch != "none" else {}
+        self._draws: dict[str, Switching] = {}
+        if options.switch != "none":
+            self._draws = self._ranks.of_first(draws_of(graph, options.switch, self._bits))
         self._dtype = next(graph.parameters()).dtype
         self._half = options.precision == "bfloat16"
 
@@ -193,7 +185,3 @@ class Stepper:
             f"{what} at {bits} bits: {place or otherwise}",
             hint=HINT,
         )
-
-
-def _loss_of(context: Context, options: Train) -> Loss:
-    return checked_loss(context.loss) if context.loss is not None else cross_entropy(options.label_smoothing)

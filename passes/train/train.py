@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +23,7 @@ from mbqc.passes.train.coreset.selection import Selection
 from mbqc.passes.train.optimizers import Scales
 from mbqc.passes.train.parallel.ranks import joined
 from mbqc.passes.train.rounds import Schedule
+from mbqc.passes.train.task import Task
 from mbqc.passes.train.trainer import Trainer
 from mbqc.pipeline import Context, Pass, Property
 from mbqc.properties import QUANTIZED, SENSITIVITY
@@ -184,7 +185,7 @@ class Train(Pass):
             place(graph, ranks.device)
             try:
                 ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines
-                trainer = Trainer(graph, self, bits, context, ranks)
+                trainer = Trainer(Task(graph, self, bits, context, ranks))
                 context.report.training = trainer.run()
             except torch.OutOfMemoryError as error:
                 raise PassError(f"{ranks.device} has not enough memory", hint="train{batch=...}, smaller") from error
@@ -195,7 +196,7 @@ class Train(Pass):
         drop_annotations(trained, Sensitivity, Switching)  # of weights that are no longer there
         return trained
 
-    def _bits(self, graph: fx.GraphModule) -> Sequence[int]:
+    def _bits(self, graph: fx.GraphModule) -> tuple[int, ...]:
         """The widths to train, highest first."""
         grids = [m.bits for m in graph.modules() if isinstance(m, ActivationQuantizer) and m.layers]
         known = set(ALL_BITS).intersection(*grids)
@@ -205,7 +206,7 @@ class Train(Pass):
                 raise PassError(f"the graph has no activation scales for {asked} bits", hint=f"quant{{bits={listed}}}")
         if all(pinned is not None for pinned in quantized_layers(graph).values()):
             raise PassError("every layer keeps its own width: nothing would train", hint="quant{pin_ends=false}")
-        bits = sorted(self.bits or known, reverse=True)
+        bits = tuple(sorted(self.bits or known, reverse=True))
         for option in ("widths=sandwich", "distill=highest"):
             name, _, value = option.partition("=")
             if len(bits) == 1 and getattr(self, name) == value:

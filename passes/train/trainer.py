@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
@@ -20,15 +20,12 @@ from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round
 from mbqc.passes.train.history import draw_curves, write_history
 from mbqc.passes.train.judge import all_metrics, metrics, prepared
 from mbqc.passes.train.loop import Stepper
-from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import Mean, State
+from mbqc.passes.train.task import Task
 from mbqc.pipeline import Context
 from mbqc.pipeline.context import Advance
 from mbqc.pipeline.training import EpochRecord, TrainingResult
 from mbqc.widths import Widths, resolve
-
-if TYPE_CHECKING:
-    from mbqc.passes.train.train import Train
 
 ESTIMATION_BATCHES = 200
 """From which BatchNorm statistics are re-estimated."""
@@ -37,32 +34,27 @@ ESTIMATION_BATCHES = 200
 class Trainer:
     """Trains a graph as the options say.
 
-    Args:
-        bits: the widths to train, highest first.
-
     Attributes:
         graph: the one that `run` has trained; another than the one given where BatchNorm was re-estimated.
     """
 
-    def __init__(
-        self, graph: fx.GraphModule, options: Train, bits: Sequence[int], context: Context, ranks: Ranks
-    ) -> None:
-        self.graph = graph
-        self._graph, self._options, self._bits, self._context = graph, options, tuple(bits), context
-        self._ranks, self._state, self._frozen = ranks, State(), False
+    def __init__(self, task: Task) -> None:
+        self.graph, options = task.graph, task.options
+        self._graph, self._options, self._bits, self._context = task.graph, options, task.bits, task.context
+        self._ranks, self._state, self._frozen = task.ranks, State(), False
         self._due = False  # a checkpoint, which waits while a width is in doubt
-        self._feeds = Feeds(context, options.batch, ranks)
+        self._feeds = Feeds(task.context, options.batch, task.ranks)
         self._subsets: Subsets | None = None
         self._rounds = options.epochs * self._feeds.rounds()
         if options.coreset != "none":
-            self._subsets = Subsets(graph, options, bits, self._feeds, context, ranks)
+            self._subsets = Subsets(task, self._feeds)
             small = options.epochs - options.coreset_warmup
             self._rounds += small * (self._feeds.rounds(options.keep) - self._feeds.rounds())
-        self._stepper = Stepper(graph, options, bits, self._rounds, context, ranks)
+        self._stepper = Stepper(task, self._rounds)
         parts: dict[str, Part] = {"weights": self._stepper.weights, "scales": self._stepper.scales}
         if self._subsets is not None:
             parts["subsets"] = self._subsets
-        self._saver = Saver(graph, options, parts, context, ranks, f"{self._rounds} rounds on {self._feeds}")
+        self._saver = Saver(task, parts, f"{self._rounds} rounds on {self._feeds}")
 
     def run(self) -> TrainingResult:
         """Trains and judges.

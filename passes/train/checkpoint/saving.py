@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from safetensors.torch import save
 from torch import Tensor, fx
@@ -12,13 +12,9 @@ from torch import Tensor, fx
 from mbqc.errors import CheckpointError
 from mbqc.ir.text import print_graph
 from mbqc.passes.train.checkpoint.store import Checkpoint, Identity, Store
-from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import State
-from mbqc.pipeline import Context
+from mbqc.passes.train.task import Task
 from mbqc.spec import format_dataclass
-
-if TYPE_CHECKING:
-    from mbqc.passes.train.train import Train
 
 
 class Part(Protocol):
@@ -35,26 +31,18 @@ class Saver:
     """Writes and reads the checkpoints of one training in `context.folder`; without a folder nothing is kept.
 
     Args:
-        graph: as it is before training.
+        task: its graph as it is before training.
         parts: what is stored beside the graph, by name.
         data: what tells the data from others, in words.
     """
 
-    def __init__(
-        self,
-        graph: fx.GraphModule,
-        options: Train,
-        parts: Mapping[str, Part],
-        context: Context,
-        ranks: Ranks,
-        data: str,
-    ) -> None:
-        self._graph, self._parts, self._context, self._ranks = graph, parts, context, ranks
+    def __init__(self, task: Task, parts: Mapping[str, Part], data: str) -> None:
+        self._graph, self._parts, self._context, self._ranks = task.graph, parts, task.context, task.ranks
         self._store: Store[State] | None = None
-        if context.folder is not None:
-            text = f"{format_dataclass(options, options.name)}, seed {context.seed}, {data}"
-            self._store = Store(context.folder, Identity(_fingerprint(graph), text), State)
-            if ranks.is_first:
+        if (folder := task.context.folder) is not None:
+            text = f"{format_dataclass(task.options, task.options.name)}, seed {task.context.seed}, {data}"
+            self._store = Store(folder, Identity(_fingerprint(task.graph), text), State)
+            if task.ranks.is_first:
                 self._store.prepare()
 
     def save(self, state: State) -> None:

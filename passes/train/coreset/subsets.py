@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,36 +15,22 @@ from mbqc.passes.train.coreset.scores import Recorder
 from mbqc.passes.train.coreset.selection import coreset_size, select
 from mbqc.passes.train.feeds import Fed, Feeds, seed_everything
 from mbqc.passes.train.judge import in_eval_mode, prepared
-from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.state import State
-from mbqc.pipeline import Context
+from mbqc.passes.train.task import Task
 from mbqc.widths import resolve
-
-if TYPE_CHECKING:
-    from mbqc.passes.train.train import Train
 
 
 class Subsets:
     """Gives each width its coreset once the warm-up epochs, whose training forwards score the samples, are over.
 
-    Args:
-        bits: the widths that are trained.
-
     Raises:
         DataError: the data cannot be read by index, has no labels, or is too small for coresets.
     """
 
-    def __init__(
-        self,
-        graph: fx.GraphModule,
-        options: Train,
-        bits: Sequence[int],
-        feeds: Feeds,
-        context: Context,
-        ranks: Ranks,
-    ) -> None:
-        self._graph, self._options, self._bits = graph, options, bits
-        self._feeds, self._ranks, self._seed = feeds, ranks, context.seed
+    def __init__(self, task: Task, feeds: Feeds) -> None:
+        options = task.options
+        self._graph, self._options, self._bits = task.graph, options, task.bits
+        self._feeds, self._ranks, self._seed = feeds, task.ranks, task.context.seed
         if feeds.samples is None:
             raise DataError(
                 "coresets choose samples, but the training data comes in batches",
@@ -54,8 +39,9 @@ class Subsets:
         self._targets = feeds.samples.targets()
         self._size = coreset_size(self._targets, options.keep, feeds.batch)
         assert options.coreset != "none", "who makes coresets wants some"
+        samples, classes = len(self._targets), _classes(task.graph)
         self._recorder = Recorder(
-            options.coreset, len(self._targets), _classes(graph), bits, seed=context.seed, device=ranks.device
+            options.coreset, samples, classes, task.bits, seed=self._seed, device=self._ranks.device
         )
         self._selected: dict[int, Tensor] = {}
         self._scored = options.selection != "fresh" and options.coreset != "random"

@@ -17,6 +17,7 @@ from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.feeds import Fed
 from mbqc.passes.train.loop import Stepper
 from mbqc.passes.train.parallel.ranks import Ranks
+from mbqc.passes.train.task import Task
 from mbqc.passes.train.train import Train
 from mbqc.pipeline import Context, Pipeline
 from mbqc.pipeline.instruments import Verify
@@ -103,7 +104,7 @@ def stepper(
 ) -> tuple[fx.GraphModule, Stepper]:
     """A float64 copy of the graph in train mode, and what trains it round by round."""
     graph = copy.deepcopy(quantized(passes)).double().train()
-    return graph, Stepper(graph, Train(**options), bits, rounds, context(loss=loss), Ranks())
+    return graph, Stepper(Task(graph, Train(**options), bits, context(loss=loss), Ranks()), rounds)
 
 
 def batch(index: int = 0) -> Fed:

@@ -18,6 +18,7 @@ from mbqc.passes.train.judge import metrics
 from mbqc.passes.train.loop import Stepper
 from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.parallel.synchronised import SynchronisedBatchNorm
+from mbqc.passes.train.task import Task
 from tests.passes.train.small import batch, context, differing, quantized, quiet, shared, trained, weights
 
 HALF, EXACT = torch.bfloat16, torch.float32
@@ -47,7 +48,7 @@ def test_layers_compute_in_half_and_all_else_does_not() -> None:
     for module in graph.modules():
         module.register_forward_hook(note)
     options = Train(precision="bfloat16", distill="float")
-    Stepper(graph, options, (8, 4, 2), 10, context(loss=loss), Ranks()).round(shared(batch()), 0, 0, quiet)
+    Stepper(Task(graph, options, (8, 4, 2), context(loss=loss), Ranks()), 10).round(shared(batch()), 0, 0, quiet)
     assert seen[QuantConv2d] == seen[nn.BatchNorm2d] == {HALF}
     assert seen[ActivationQuantizer] == {EXACT, HALF}  # the first one quantizes the input
     assert seen[WeightQuantizer] == seen[MomentCorrection] == seen[nn.CrossEntropyLoss] == {EXACT}
@@ -78,7 +79,7 @@ def test_a_loss_gets_all_of_several_outputs_in_float32() -> None:
         seen.extend(part.dtype for part in output)
         return nn.functional.cross_entropy(output[0], target)
 
-    made = Stepper(graph, Train(precision="bfloat16"), (8,), 10, context(loss=loss), Ranks())
+    made = Stepper(Task(graph, Train(precision="bfloat16"), (8,), context(loss=loss), Ranks()), 10)
     made.round(shared(batch()), 0, 0, quiet)
     assert seen == [EXACT, torch.int64]
 
