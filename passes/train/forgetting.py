@@ -3,6 +3,8 @@
 Too high a rate seldom overflows: Adam's steps are no longer than the rate, and BatchNorm takes the size of weights out
 again. The loss jumps, comes back to that of an answer which is the same for every sample, and stays there. Growth
 alone says nothing: of a model with next to no loss, a healthy training makes a hundred times as much for a while.
+
+A loss of the wrong sign falls, as a right one does, and is not seen here: only the metric tells.
 """
 
 from __future__ import annotations
