@@ -155,7 +155,7 @@ def test_the_widest_reader_gives_an_activation_its_width_and_no_reader_eight_bit
 
 # Moments: the laws of the correction are those of `numerics.correct_moments`; here, that the module applies it
 
-few_and_many_inputs = pytest.mark.parametrize("shape", [(5, 16), (5, 3, 3, 3), (5, 300), (5, 40, 3, 3)])
+few_and_many_inputs = pytest.mark.parametrize("shape", [(5, 16), (5, 3, 3, 3), (5, 300), (5, 40, 3, 3), (5, 120, 3, 3)])
 
 
 def corrected(weight: Tensor, bits: int, moments: str = "both", ladder: Ladder = "round") -> tuple[Tensor, Tensor]:
@@ -172,16 +172,17 @@ def corrected(weight: Tensor, bits: int, moments: str = "both", ladder: Ladder =
 def test_correction_restores_the_moments_it_names(
     bits: int, moments: str, ladder: Ladder, shape: tuple[int, ...]
 ) -> None:
-    """Up to 254 inputs: in whole codes, so the mean to half a step of a sum and the spread to half a step."""
+    """In whole codes the mean to half a step of a sum, more where some shift alike, and the spread to half a step."""
     weight = normal(*shape)
     quantized, found = corrected(weight, bits, moments, ladder)
     (mean, std), (found_mean, found_std) = numerics.moments(weight), numerics.moments(found)
     before = numerics.moments(quantized)[1]
     assert bool((before > 0).all())
     spread, count = std if moments == "both" else before, weight[0].numel()
-    step = 0.04 * spread / before if count <= 254 else torch.zeros(())
+    alike = numerics.shift_granularity(shape, bits)
+    step = 0.04 * spread / before if alike else torch.zeros(())
     # float64
-    assert bool(((found_mean - mean).abs() <= step / (2 * count) + 1e-12).all())
+    assert bool(((found_mean - mean).abs() <= (alike // 2 + 0.5) * step / count + 1e-12).all())
     assert bool(((found_std - spread).abs() <= step / 2 + 1e-12).all())
 
 
@@ -223,8 +224,9 @@ def test_next_to_no_spread_around_a_large_mean_is_not_gained_where_codes_hold_th
     (mean, std), (found_mean, found_std) = numerics.moments(weight), numerics.moments(found)
     before, count = numerics.moments(quantized)[1], weight[0].numel()
     assert bool((before > 10 * std).all())
-    spread, step = (before, 0.04) if count <= 254 else (std, 0.0)
-    assert bool(((found_mean - mean).abs() <= step / (2 * count) + 1e-12).all())
+    alike = numerics.shift_granularity(shape, 4)
+    spread, step = (before, 0.04) if alike else (std, 0.0)
+    assert bool(((found_mean - mean).abs() <= (alike // 2 + 0.5) * step / count + 1e-12).all())
     assert bool(((found_std - spread).abs() <= step / 2 + 1e-12).all())
 
 
