@@ -336,6 +336,15 @@ def test_a_quantized_layer_is_the_layer_with_its_weight_as_an_input(
     assert torch.equal(quantized(x, 2 * layer.weight), 2 * layer(x)) == (layer.bias is None)
 
 
+def test_a_quantized_layer_keeps_what_else_its_layer_holds() -> None:
+    """The graph may read it."""
+    layer = nn.Linear(5, 4)
+    layer.register_parameter("extra", nn.Parameter(torch.ones(4)))
+    layer.register_buffer("kept", torch.ones(3))
+    quantized = quantized_layer(layer)
+    assert (quantized.extra, quantized.kept) == (layer.extra, layer.kept)
+
+
 def test_two_threads_run_one_module_at_two_widths() -> None:
     """The width is an argument: what one call is given never shows in another."""
     weight, x = normal(8, 200).float(), normal(8, 200).float()

@@ -8,7 +8,7 @@ section 3; LSQ's scale gradient follows from the product rule).
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -251,6 +251,8 @@ def _convolution_arguments(layer: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
 
 
 def _share(source: nn.Conv1d | nn.Conv2d | nn.Linear, target: QuantModule) -> QuantModule:
-    target.weight = source.weight
-    target.register_parameter("bias", cast("nn.Parameter | None", source.bias))
+    for name, parameter in source.named_parameters(recurse=False):  # the graph may read more than weight and bias
+        target.register_parameter(name, parameter)
+    for name, buffer in source.named_buffers(recurse=False):
+        target.register_buffer(name, buffer)
     return target.train(source.training)
