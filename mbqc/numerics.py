@@ -23,8 +23,10 @@ ALL_BITS = tuple(range(1, STORED_BITS + 1))
 Ladder = Literal["round", "shift"]
 """How a lower width is derived from the stored code: top bits plus rounding bit, or top bits alone."""
 
-MOST_POSITIONS = 254
-"""So many places in a channel a shift can tell apart: kernels compare them as bytes, of which one fills up."""
+SHIFTED = ((1, 254), (2, 508), (4, 640))
+"""Granularities of shifts, and up to how many codes in a channel (`shift_granularity`).
+
+Kernels compare places in a channel as bytes, of which one fills up: 254 are left."""
 
 
 def weight_range(bits: int) -> tuple[int, int]:
@@ -164,17 +166,16 @@ def shift_granularity(shape: Sequence[int], bits: int) -> int:
     """How many codes in a row are shifted alike where a corrected mean goes into codes; 0 where it is an offset.
 
     An offset costs a sum over every window: at 4 bits, 48 % of a depthwise layer, 22 % where 16 inputs become 96, 5 to
-    14 % of ResNet-20's layers of 288 and 576 inputs. But shifted codes can neither be packed, as a linear layer's are
-    from memory, nor counted in bits, which is faster at 1 bit and, with inputs in whole words of 64, at 2.
+    14 % of ResNet-20's layers of 288 and 576 inputs. Where 960 inputs become 160 it costs 3 %, and shifting 9. Shifted
+    codes can neither be counted in bits, which is faster for many inputs at 1 and 2 bits, nor packed as a linear
+    layer's are.
 
     Args:
-        shape: of the layer's weight, [channels, inputs, kernel size...]; a linear layer's has two dimensions.
+        shape: of the layer's weight, [channels, ...]; a linear layer's has two dimensions.
         bits: 1 to 7.
     """
-    size, most = prod(shape[1:]), 2 if bits == 2 else 4
-    if len(shape) == 2 or bits == 1 or (bits == 2 and shape[1] % 64 == 0):
-        most = 1
-    return next((step for step in (1, 2, 4) if step <= most and size <= MOST_POSITIONS * step), 0)
+    size, steps = prod(shape[1:]), 1 if len(shape) == 2 else bits
+    return next((step for step, most in SHIFTED[:steps] if size <= most), 0)
 
 
 def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | None, granularity: int) -> Correction:

@@ -159,7 +159,7 @@ def pack_layers(program: Program) -> dict[str, LayerData]:
 
 def _positions(codes: Tensor, groups: int, pack: Callable[[Tensor], Tensor]) -> Tensor | None:
     """`LayerData.positions` of codes [out, ...]: what packing makes of numbers, with zeros for what fills up."""
-    granularity = numerics.shift_granularity(codes.movedim(-1, 1).shape, numerics.STORED_BITS - 1)  # or 0 at fewer bits
+    granularity = numerics.shift_granularity(codes.shape, numerics.STORED_BITS - 1)  # or 0 at fewer bits
     if not granularity:
         return None
     numbers = 1 + torch.arange(codes[0].numel()).reshape(1, *codes.shape[1:]) // granularity

@@ -271,7 +271,7 @@ def weight_line(weight: Weight, tensors: Mapping[str, Tensor], bits: int, ladder
     scale = tensors[weight.scale]
     mean, std = (None if name is None else tensors[name] for name in (weight.mean, weight.std))
     channels = max(1, CHUNK // max(1, stored.shape[1]))
-    granularity = numerics.shift_granularity(tensors[weight.codes].movedim(-1, 1).shape, bits)
+    granularity = numerics.shift_granularity(tensors[weight.codes].shape, bits)
     lines = []
     for first in range(0, max(1, len(stored)), channels):
         part = slice(first, first + channels)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mbqc.float_functions import GATES
-from mbqc.numerics import MOST_POSITIONS, Ladder
+from mbqc.numerics import SHIFTED, Ladder
 from mbqc.program.float_operations import Activation, Arithmetic, Embedding, LayerNorm, MatMul, Mean, Select, Softmax
 from mbqc.program.operations import (
     AtenCall,
@@ -175,7 +175,7 @@ class Drawing:
     def linear(self, source: str | None = None) -> str:
         build = self.build
         if source is None:
-            inputs = self.one_of(self.whole(1, 70), self.one_of(64, 127, 256, 300, MOST_POSITIONS, MOST_POSITIONS + 1))
+            inputs = self.one_of(self.whole(1, 70), self.one_of(64, 127, 256, 300, SHIFTED[0][1], SHIFTED[0][1] + 1))
             source = self.codes((*self.one_of((-1,), (-1, 3), (-2,), (-1, 0), (-1, 2, 2, 2)), inputs), codes_only=False)
         out = self.one_of(self.whole(1, 70), 16, 32)
         corrected = self.one_of("none", "mean", "both")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mbqc.program.operations import AtenCall, Epilogue, Reference
+from mbqc.numerics import ALL_BITS
+from mbqc.program.operations import AtenCall, Epilogue, Grid, Reference
 from mbqc.widths import Widths
 from tests.backends.compare import check
 from tests.backends.fuzz import failure
@@ -30,6 +31,31 @@ def test_float_fallbacks_read_row_major_values() -> None:
     program = build.finish((build.aten(AtenCall("gelu.default", (Reference(real),)), build.shape(real)),))
     inputs = [torch.randn(3, 9, 9, 24, generator=torch.Generator().manual_seed(0))]
     check(Case(program, inputs, Widths((("layer0", 8),))))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("width", [7, 14, 20])
+@pytest.mark.parametrize("channels", [4, 40])
+def test_borders_of_zero(channels: int, width: int, threads: int) -> None:
+    """As after a relu: rows of the kernel in the border are left out, for an image of one row all but one."""
+    build = Builder(seed=7)
+    outputs = []
+    for height, stride in [(1, 1), (2, 1), (3, 1), (7, 1), (7, 2)]:
+        grid = build.new_grid()
+        build.grids[grid] = Grid(build.grids[grid].scales, (0,) * len(ALL_BITS), ())
+        image = build.quantize(build.new_input((-1, height, stride * width, channels)), grid)
+        options: dict[str, Any] = {
+            "stride": (stride, stride),
+            "padding": (1, 1, 1, 1),
+            "corrected": "mean",
+            "grid": build.new_grid(),
+        }
+        outputs += [build.conv(image, 70, (3, 3), **options), build.conv(image, 20, (3, 3), groups=2, **options)]
+    program = build.finish(tuple(outputs))
+    random = torch.Generator().manual_seed(0)
+    shapes = [build.shape(name)[1:] for name in program.listing.inputs]
+    inputs = [torch.randn(2, *shape, generator=random) for shape in shapes]
+    check(Case(program, inputs, Widths(tuple((name, 4) for name in program.listing.layers)), threads))
 
 
 @pytest.mark.parametrize("bits", [8, 5, 1])

@@ -165,7 +165,8 @@ WEIGHT_SHAPES = [
     (8, 40, 3, 3),
     (8, 24, 1, 1),
     (4, 255, 1, 1),
-    (3, 1017, 1),
+    (3, 640, 1),
+    (3, 641, 1),
 ]
 """Of every shift granularity, and with an offset."""
 

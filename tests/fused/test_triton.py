@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mbqc.fused import functions, kernels
-from mbqc.numerics import ALL_BITS, MOST_POSITIONS, Ladder
+from mbqc.numerics import ALL_BITS, SHIFTED, Ladder
 
 pytest.importorskip("triton")
 gpu = importlib.import_module("mbqc.fused.gpu")
@@ -190,11 +190,11 @@ def test_moments_of_many_inputs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", [(), (1,)])
-@pytest.mark.parametrize("granularity", [1, 2, 4])
+@pytest.mark.parametrize("most", [most for _, most in SHIFTED])
 @pytest.mark.parametrize("more", [-1, 0, 1])
-def test_moments_of_any_size(granularity: int, more: int, kernel: tuple[int, ...]) -> None:
+def test_moments_of_any_size(most: int, more: int, kernel: tuple[int, ...]) -> None:
     """The last group of codes may be smaller, and the last size has an offset."""
-    weight = weights("normal", 3, granularity * MOST_POSITIONS + more, *kernel)
+    weight = weights("normal", 3, most + more, *kernel)
     assert_moments_are_those_of_torch(weight, 4, "shift", both=True)
 
 

@@ -60,8 +60,6 @@ inline Walk walk_of(const Conv& c, const Shape& s) {
 }
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
-constexpr int64_t FEW_PIXELS = 100;            // with fewer, weights narrow in registers: of 64, 6 not 9 % of the time
-constexpr int64_t SMALL_PANEL = 48 << 10;      // likewise with more bytes: scratch would leave the first cache
 
 // The rows of a kernel that count for some outputs.
 struct Inside {
@@ -78,17 +76,45 @@ struct Dense {
     const Tiling& tiling;
     const uint8_t* x;      // of this group
     const float* windows;  // of this group, or null
+    static constexpr auto sizes = std::make_index_sequence<MAX_PIXELS>{};
 
-    // Some tiles through one panel, whose outputs begin with `channel`. Weights are of the call's width, or narrow in
-    // registers.
-    template <int BLOCKS, bool NARROW>
-    void run(const int8_t* panel, int64_t channel, int64_t lanes, Range tiles) const {
-        constexpr auto sizes = std::make_index_sequence<MAX_PIXELS>{};
-        const Narrowing narrowing(c.weights);
-        each(channel, lanes, tiles, [&](const Inside& in, int64_t pixels, const uint8_t* inputs, const Finish& f) {
-            const int8_t* weights = panel + in.first * walk.row_bytes;
-            multiplier<BLOCKS, NARROW>(pixels, sizes)(in.walk, inputs, weights, narrowing, f);
-        });
+    // Some tiles through the panel from `block` on, whose outputs begin with `channel`. One tile derives weights of a
+    // lower width while it multiplies, most of which costs no time, and keeps them for the others.
+    template <int BLOCKS>
+    void run(int64_t block, int64_t channel, int64_t lanes, Range tiles) const {
+        const Panel panel{c.weights, block, call.own<int8_t>(c.weights.panel)};
+        const int8_t* const stored = c.weights.codes + block * walk.panel_bytes;
+        const int8_t* codes = c.weights.bits == 8 ? stored : nullptr;
+        const auto run_tile = [&](const Inside& in, int64_t pixels, const uint8_t* inputs, const Finish& f) {
+            if (__builtin_expect(codes != nullptr, 1)) {
+                const int8_t* from = codes + in.first * walk.row_bytes;
+                multiplier<BLOCKS, false>(pixels, sizes)(in.walk, inputs, from, panel, f);
+            } else {
+                derive<BLOCKS>(panel, stored, pixels, inputs - in.first * walk.row_step, f);
+                codes = panel.kept;
+            }
+        };
+        const int64_t first = codes ? tiles.first : deriving(tiles);
+        each(channel, lanes, {first, tiles.last}, run_tile);
+        if (first > tiles.first) each(channel, lanes, {tiles.first, first}, run_tile);
+    }
+
+    // The tile that derives. It walks over the whole kernel, so best one that must, and one that need not be halved.
+    int64_t deriving(Range tiles) const {
+        if (border_is_zero(c)) return least(tiles.first + (tiling.paired ? 1 : tiling.count), tiles.last - 1);
+        return tiling.paired && c.weights.whole ? tiles.last - 1 : tiles.first;
+    }
+
+    // Runs that tile, or its halves, of which the first derives.
+    template <int BLOCKS>
+    __attribute__((noinline)) void derive(const Panel& panel, const int8_t* stored, int64_t pixels,
+                                          const uint8_t* inputs, const Finish& f) const {
+        const int64_t part = c.weights.whole && pixels > MOST_SHIFTED_PIXELS ? MAX_PIXELS / 2 : pixels;
+        multiplier<BLOCKS, true>(part, sizes)(walk, inputs, stored, panel, f);
+        if (part == pixels) return;
+        Finish rest = f;
+        rest.advance(part);
+        multiplier<BLOCKS, false>(pixels - part, sizes)(walk, inputs + walk.half_tile, panel.kept, panel, rest);
     }
 
     // Calls `multiply` for each of the tiles.
@@ -157,8 +183,6 @@ inline void conv(const Conv& c, const Call& call) {
     x = spread_input(c, s, walk, x, call);
     const Tiling tiling(c, s, true);
     walk.half_tile = tiling.paired ? c.stride[0] * s.width * c.channels : MAX_PIXELS / 2 * walk.pixel_stride;
-    const bool few = s.images * c.out_height * s.out_width < FEW_PIXELS || MAX_BLOCKS * walk.panel_bytes > SMALL_PANEL;
-    const bool in_registers = few && c.weights.bits < 8 && !c.weights.whole;
     const int64_t panels = (outputs + PANEL - 1) / PANEL, blocks = (outputs + BLOCK - 1) / BLOCK;
     const int64_t tiles = s.images * tiling.tiles;
     Range work = call.share(c.groups * panels * tiles);
@@ -166,16 +190,14 @@ inline void conv(const Conv& c, const Call& call) {
         const int64_t panel = work.first / tiles, first = work.first % tiles;
         const int64_t g = panel / panels, o = panel % panels * PANEL;
         const int64_t lanes = least(PANEL, outputs - o), channel = g * outputs + o;
-        const int64_t block = g * blocks + o / BLOCK, bytes = walk.panel_bytes;
-        walk.next = c.weights.codes + (block + MAX_BLOCKS) * bytes;  // cold weights cost a ResNet-18 5 % otherwise
+        const int64_t block = g * blocks + o / BLOCK;
+        walk.next = c.weights.codes + (block + MAX_BLOCKS) * walk.panel_bytes;  // cold weights cost a ResNet-18 5 % otherwise
         const Dense dense{c, s, call, walk, tiling, x + g * depth, windows ? windows + g : nullptr};
         const Range part{first, least(tiles, first + work.last - work.first)};
-        if (in_registers && (MAX_BLOCKS == 1 || lanes > BLOCK)) {
-            dense.run<MAX_BLOCKS, true>(c.weights.codes + block * bytes, channel, lanes, part);
-        } else if (lanes > BLOCK) {
-            dense.run<MAX_BLOCKS, false>(narrowed(c.weights, block, MAX_BLOCKS, bytes, call), channel, lanes, part);
+        if (lanes > BLOCK) {
+            dense.run<MAX_BLOCKS>(block, channel, lanes, part);
         } else {
-            dense.run<1, false>(narrowed(c.weights, block, 1, bytes, call), channel, lanes, part);
+            dense.run<1>(block, channel, lanes, part);
         }
         work.first += part.last - part.first;
     }

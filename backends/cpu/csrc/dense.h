@@ -152,10 +152,12 @@ INLINE inline void finish_tile(const Int (&sums)[PIXELS][VECTORS], const Finish&
     }
 }
 
+struct Ready {};  // instead of a Derivation: weights are of the call's width
+
 // Accumulators [PIXELS][BLOCKS * BLOCK] of neighbouring pixels. All indices of `sums` are constants: in loops, g++
 // keeps it in memory.
-template <int PIXELS, int BLOCKS, bool NARROW>
-INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_t* panel, const Narrowing& narrowing,
+template <int PIXELS, int BLOCKS, class Source, bool DERIVE = !std::is_same_v<Source, Ready>>
+INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_t* panel, Source source,
                                  Int (&sums)[PIXELS][BLOCKS * BLOCK_VECTORS]) {
     constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
     constexpr auto each_pixel = std::make_integer_sequence<int, PIXELS>{};
@@ -176,8 +178,13 @@ INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_
                      [&](auto b) INLINE { __builtin_prefetch(next + b * second, 0, 2); });
             unrolled(each_vector, [&](auto v) INLINE {
                 const int8_t* codes = panel + v / BLOCK_VECTORS * second + v % BLOCK_VECTORS * LANES * QUAD;
-                w[q][v] = weights(NARROW ? narrow(codes, narrowing) : load_codes(codes));
+                if constexpr (DERIVE) {
+                    w[q][v] = weights(source.derive(codes, codes - panel, v));
+                } else {
+                    w[q][v] = weights(load_codes(codes));
+                }
             });
+            if constexpr (DERIVE) source.advance();
             panel += PANEL_GROUP;
             next += PANEL_GROUP;
         });
@@ -205,12 +212,29 @@ INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_
     }
 }
 
-// One tile, from inputs at `x` to where `f` says.
-template <int PIXELS, int BLOCKS, bool NARROW>
-void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, const Narrowing& narrowing, const Finish& f) {
+// The weights of a panel, and where those of a lower width are kept.
+struct Panel {
+    const StoredWeights& weights;
+    int64_t block;  // the first one
+    int8_t* kept;
+};
+
+// Of a tile that shifts codes: with more, registers do not suffice, and the halves of a tile take less time.
+constexpr int MOST_SHIFTED_PIXELS = 5 * MAX_PIXELS / 7;
+
+// One tile, from inputs at `x` to where `f` says. `codes` are of the call's width or, to DERIVE those, stored ones.
+template <int PIXELS, int BLOCKS, bool DERIVE>
+void multiply(const Walk& walk, const uint8_t* x, const int8_t* codes, const Panel& panel, const Finish& f) {
     constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
     Int sums[PIXELS][VECTORS];
-    multiply_tile<PIXELS, BLOCKS, NARROW>(walk, x, panel, narrowing, sums);
+    const StoredWeights& w = panel.weights;
+    if constexpr (!DERIVE) {
+        multiply_tile<PIXELS, BLOCKS>(walk, x, codes, Ready{}, sums);
+    } else if (PIXELS > MOST_SHIFTED_PIXELS || !w.whole) {
+        multiply_tile<PIXELS, BLOCKS>(walk, x, codes, Derivation<BLOCKS, false>(w, panel.block, panel.kept), sums);
+    } else if constexpr (PIXELS <= MOST_SHIFTED_PIXELS) {
+        multiply_tile<PIXELS, BLOCKS>(walk, x, codes, Derivation<BLOCKS, true>(w, panel.block, panel.kept), sums);
+    }
     if (f.shift) {
         unrolled(std::make_integer_sequence<int, PIXELS * VECTORS>{}, [&](auto i) INLINE {
             sums[i / VECTORS][i % VECTORS] = shift_right(sums[i / VECTORS][i % VECTORS], f.shift);
@@ -219,12 +243,12 @@ void multiply(const Walk& walk, const uint8_t* x, const int8_t* panel, const Nar
     finish_tile<PIXELS, VECTORS>(sums, f);
 }
 
-using Multiply = void (*)(const Walk&, const uint8_t*, const int8_t*, const Narrowing&, const Finish&);
+using Multiply = void (*)(const Walk&, const uint8_t*, const int8_t*, const Panel&, const Finish&);
 
 // `multiply` for 1 to MAX_PIXELS pixels.
-template <int BLOCKS, bool NARROW, size_t... INDICES>
+template <int BLOCKS, bool DERIVE, size_t... INDICES>
 Multiply multiplier(int64_t pixels, std::index_sequence<INDICES...>) {
-    static constexpr Multiply functions[] = {multiply<INDICES + 1, BLOCKS, NARROW>...};
+    static constexpr Multiply functions[] = {multiply<INDICES + 1, BLOCKS, DERIVE>...};
     return functions[pixels - 1];
 }
 

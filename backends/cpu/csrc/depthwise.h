@@ -86,7 +86,7 @@ inline void depthwise(const Depthwise& c, const Call& call) {
     std::memset(border, static_cast<int>(c.border_code), sizeof(border));
     const int64_t bands = (c.kernel[0] + QUAD - 1) / QUAD, panel_bytes = bands * c.kernel[1] * PANEL_GROUP;
     const int64_t blocks = (c.channels + BLOCK - 1) / BLOCK;
-    const int8_t* panels = narrowed(c.weights, 0, blocks, panel_bytes, call);
+    const int8_t* panels = derived(c.weights, blocks, panel_bytes, call);
     const bool windowed = c.epilogue.window_multiplier != nullptr;
     const Target target = target_of(c.epilogue, c.output, call, windowed ? Windows::by_lane : Windows::none);
     const int64_t image_bytes = c.height * c.width * c.channels;

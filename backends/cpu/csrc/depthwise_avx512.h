@@ -196,7 +196,7 @@ inline bool depthwise_3x3(const Depthwise& c, const Call& call) {
     const bool kernel = c.kernel[0] == 3 && c.kernel[1] == 3 && c.dilation[0] == 1 && c.dilation[1] == 1;
     if (!kernel || c.stride[1] > 2 || e.has_residual || e.to_float || !e.in_range || c.weights.shift) return false;
     const int64_t blocks = (c.channels + BLOCK - 1) / BLOCK;
-    const int8_t* panels = narrowed(c.weights, 0, blocks, 3 * PANEL_GROUP, call);
+    const int8_t* panels = derived(c.weights, blocks, 3 * PANEL_GROUP, call);
     const auto border_bytes = static_cast<size_t>(c.width * c.channels);
     if (c.padding[0] || c.padding[1]) std::memset(call.own(c.columns), static_cast<int>(c.border_code), border_bytes);
     // threads take rows of outputs: each needs its neighbours' inputs only at the edge

@@ -26,46 +26,72 @@ inline Codes narrow(const int8_t* codes, const Narrowing& n) {
     return narrow(load_codes(codes), load_codes(n.half), load_codes(n.kept));
 }
 
-// Narrow codes of neighbouring blocks and, where there is one, their shift (`Shift.apply` of mbqc/numerics.py). Two
-// blocks at once share positions, and have enough to do between jumps: shifted codes come in 0.8 of the time.
-template <int BLOCKS>
-void narrow_blocks(const StoredWeights& w, const Narrowing& narrowing, int64_t first, int64_t bytes, int8_t* to) {
-    constexpr int VECTORS = BLOCKS * BLOCK_VECTORS, BYTES = LANES * QUAD;
-    constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
-    const int8_t* const from = w.codes + first * bytes;
-    // in registers: codes are bytes, so for all the compiler knows each store may change anything in memory
-    const Codes half = load_codes(narrowing.half), kept = load_codes(narrowing.kept), filling = splat_codes(127);
-    const auto derive = [&](int64_t i, auto shift) INLINE {
-        unrolled(each_vector, [&](auto v) INLINE {
-            const int64_t at = i + v / BLOCK_VECTORS * bytes + v % BLOCK_VECTORS * BYTES;
-            Codes codes = narrow(load_codes(from + at), half, kept);
-            shift(codes, v);
-            store_codes(to + at, codes);
-        });
-    };
-    if (!w.whole) {
-        for (int64_t i = 0; i < bytes; i += PANEL_GROUP) derive(i, [](Codes&, int) INLINE {});
-        return;
+// How the weights of BLOCKS neighbouring blocks become those of the width, quad after quad: narrow and, with SHIFT,
+// shifted (`Shift.apply` of mbqc/numerics.py). They are kept. Constants are in registers: codes are bytes, so for all the
+// compiler knows each store may change anything in memory.
+template <int BLOCKS, bool SHIFT>
+struct Derivation {
+    static constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
+    static constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
+    int8_t* kept;
+    const int8_t* positions;
+    Codes half, mask, filling, position, whole[VECTORS], rest[VECTORS];
+
+    INLINE Derivation(const StoredWeights& w, int64_t block, int8_t* to) : kept(to), positions(w.positions) {
+        const Narrowing narrowing(w);
+        half = load_codes(narrowing.half);
+        mask = load_codes(narrowing.kept);
+        if constexpr (SHIFT) {
+            filling = splat_codes(127);
+            unrolled(each_vector, [&](auto v) INLINE {
+                const int64_t lane = block * PANEL_GROUP + v * LANES * QUAD;
+                whole[v] = load_codes(w.whole + lane);
+                rest[v] = load_codes(w.rest + lane);
+            });
+        }
     }
-    Codes whole[VECTORS], rest[VECTORS];
-    unrolled(each_vector, [&](auto v) INLINE {
-        whole[v] = load_codes(w.whole + first * PANEL_GROUP + v * BYTES);
-        rest[v] = load_codes(w.rest + first * PANEL_GROUP + v * BYTES);
-    });
-    for (int64_t i = 0; i < bytes; i += PANEL_GROUP) {
-        const Codes position = splat_codes(w.positions + i / PANEL_GROUP * QUAD);
-        derive(i, [&](Codes& codes, auto v) INLINE { codes = shifted(codes, whole[v], rest[v], position, filling); });
+
+    // The quad's vector `v`, stored at `from`; `at` is its distance from the first one.
+    template <class Vector>
+    INLINE Codes derive(const int8_t* from, int64_t at, Vector v) {
+        Codes codes = narrow(load_codes(from), half, mask);
+        if constexpr (SHIFT) {
+            if constexpr (v == 0) position = splat_codes(positions);
+            codes = shifted(codes, whole[v], rest[v], position, filling);
+        }
+        store_codes(kept + at, codes);
+        return codes;
+    }
+
+    // To the next quad.
+    INLINE void advance() {
+        kept += PANEL_GROUP;
+        positions += QUAD;
+    }
+};
+
+// Neighbouring blocks of `bytes` codes each, from the first one on, without a kernel meanwhile.
+template <int BLOCKS, bool SHIFT>
+void derive_blocks(const StoredWeights& w, int64_t first, int64_t bytes, int8_t* to) {
+    Derivation<BLOCKS, SHIFT> derivation(w, first, to);
+    const int8_t* const stored = w.codes + first * bytes;
+    for (int64_t i = 0; i < bytes; i += PANEL_GROUP, derivation.advance()) {
+        unrolled(derivation.each_vector, [&](auto v) INLINE {
+            const int64_t at = v / BLOCK_VECTORS * bytes + v % BLOCK_VECTORS * LANES * QUAD;
+            derivation.derive(stored + i + at, at, v);
+        });
     }
 }
 
-// `count` blocks of `bytes` codes each, from the `first` one on, at the width of this call.
-inline const int8_t* narrowed(const StoredWeights& w, int64_t first, int64_t count, int64_t bytes, const Call& call) {
-    if (w.bits == 8) return w.codes + first * bytes;
-    const Narrowing narrowing(w);
+// `count` blocks of `bytes` codes each at the width of this call: all of them, before they are used.
+inline const int8_t* derived(const StoredWeights& w, int64_t count, int64_t bytes, const Call& call) {
+    if (w.bits == 8) return w.codes;
     int8_t* const panel = call.own<int8_t>(w.panel);
+    const auto two = w.whole ? derive_blocks<2, true> : derive_blocks<2, false>;  // enough to do between jumps
+    const auto one = w.whole ? derive_blocks<1, true> : derive_blocks<1, false>;
     int64_t i = 0;
-    for (; i + 2 <= count; i += 2) narrow_blocks<2>(w, narrowing, first + i, bytes, panel + i * bytes);
-    if (i < count) narrow_blocks<1>(w, narrowing, first + i, bytes, panel + i * bytes);
+    for (; i + 2 <= count; i += 2) two(w, i, bytes, panel + i * bytes);
+    if (i < count) one(w, i, bytes, panel + i * bytes);
     return panel;
 }
 
