@@ -131,12 +131,12 @@ class LayerData:
     positions: Tensor | None
     ones: Tensor | None
 
-    def per_code(self, values: Tensor) -> Tensor:
-        """A number a channel as int8 [groups][blocks][BLOCK][QUAD], beside the codes of a quad of inputs."""
+    def by_block(self, *values: Tensor) -> Tensor:
+        """Numbers of each channel as int8 [groups][blocks][values][BLOCK]."""
         groups = 1 if self.geometry.depthwise else self.geometry.groups
-        grouped = values.to(torch.int8).reshape(groups, -1)
-        filled = torch.nn.functional.pad(grouped, (0, -grouped.shape[1] % BLOCK))
-        return filled[..., None].expand(-1, -1, QUAD).contiguous()
+        grouped = torch.stack(values).to(torch.int8).reshape(len(values), groups, -1)
+        filled = torch.nn.functional.pad(grouped, (0, -grouped.shape[2] % BLOCK))
+        return filled.reshape(len(values), groups, -1, BLOCK).permute(1, 2, 0, 3).contiguous()
 
 
 def pack_layers(program: Program) -> dict[str, LayerData]:

@@ -52,8 +52,7 @@ class LayerSteps:
             weights.packed, weights.field = self.at.pointer(packed.codes), packed.field
         if shift is not None:
             assert data.positions is not None
-            weights.whole = self.at.pointer(data.per_code(shift.whole))
-            weights.rest = self.at.pointer(data.per_code(shift.rest + FIRST_POSITION))
+            weights.added = self.at.pointer(data.by_block(shift.whole, shift.rest + FIRST_POSITION))
             weights.positions = self.at.pointer(data.positions)
         return weights, self._layer_epilogue(operation, bound, bound)
 

@@ -102,14 +102,14 @@ struct Dense {
     // The tile that derives. It walks over the whole kernel, so best one that must, and one that need not be halved.
     int64_t deriving(Range tiles) const {
         if (border_is_zero(c)) return least(tiles.first + (tiling.paired ? 1 : tiling.count), tiles.last - 1);
-        return tiling.paired && c.weights.whole ? tiles.last - 1 : tiles.first;
+        return tiling.paired && c.weights.added ? tiles.last - 1 : tiles.first;
     }
 
     // Runs that tile, or its halves, of which the first derives.
     template <int BLOCKS>
     __attribute__((noinline)) void derive(const Panel& panel, const int8_t* stored, int64_t pixels,
                                           const uint8_t* inputs, const Finish& f) const {
-        const int64_t part = c.weights.whole && pixels > MOST_SHIFTED_PIXELS ? MAX_PIXELS / 2 : pixels;
+        const int64_t part = c.weights.added && pixels > MOST_SHIFTED_PIXELS ? MAX_PIXELS / 2 : pixels;
         multiplier<BLOCKS, true>(part, sizes)(walk, inputs, stored, panel, f);
         if (part == pixels) return;
         Finish rest = f;
@@ -191,7 +191,8 @@ inline void conv(const Conv& c, const Call& call) {
         const int64_t g = panel / panels, o = panel % panels * PANEL;
         const int64_t lanes = least(PANEL, outputs - o), channel = g * outputs + o;
         const int64_t block = g * blocks + o / BLOCK;
-        walk.next = c.weights.codes + (block + MAX_BLOCKS) * walk.panel_bytes;  // cold weights cost a ResNet-18 5 % otherwise
+        // cold weights cost a ResNet-18 5 % otherwise
+        walk.next = c.weights.codes + (block + MAX_BLOCKS) * walk.panel_bytes;
         const Dense dense{c, s, call, walk, tiling, x + g * depth, windows ? windows + g : nullptr};
         const Range part{first, least(tiles, first + work.last - work.first)};
         if (lanes > BLOCK) {

@@ -149,7 +149,7 @@ inline bool few_rows(const Conv& c, const Shape& s, const uint8_t* x, const floa
     const StoredWeights& w = c.weights;
     const int64_t rows = s.out_width;
     const bool packed = w.packed && rows <= MAX_PACKED_ROWS;
-    if (!linear || w.whole || (rows > STORED_ROWS && !packed)) return false;
+    if (!linear || w.added || (rows > STORED_ROWS && !packed)) return false;
     if (!packed) {
         constexpr int AT_ONCE = STORED_ROWS;
         const auto multiply = w.bits == 8 ? multiply_blocks<1, false, AT_ONCE> : multiply_blocks<1, true, AT_ONCE>;

@@ -114,6 +114,11 @@ inline Codes splat_codes(const int8_t* quad) {
     std::memcpy(&codes, quad, sizeof(codes));
     return _mm256_set1_epi32(codes);
 }
+inline Codes repeat_codes(const int8_t* codes) {  // each QUAD times
+    const __m256i quads = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+    const __m128i order = _mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    return _mm256_shuffle_epi8(quads, _mm256_broadcastsi128_si256(order));
+}
 inline void hold(Codes& codes) { asm("" : "+x"(codes)); }  // in a register: g++ would load once for each use
 inline Weights weights(Codes w) { return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)}; }
 inline Bytes pairs(__m256i x) { return {_mm256_and_si256(x, _mm256_set1_epi16(255)), _mm256_srli_epi16(x, 8)}; }

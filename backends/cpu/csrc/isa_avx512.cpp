@@ -121,6 +121,10 @@ inline Codes splat_codes(const int8_t* quad) {
     std::memcpy(&codes, quad, sizeof(codes));
     return _mm512_set1_epi32(codes);
 }
+inline Codes repeat_codes(const int8_t* codes) {  // each QUAD times
+    const __m512i quads = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    return _mm512_shuffle_epi8(quads, _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+}
 inline void hold(Codes& codes) { asm("" : "+v"(codes)); }  // in a register: g++ would load once for each use
 inline Weights weights(Codes codes) { return codes; }
 inline Int dot(Int sum, Bytes x, Weights w) { return _mm512_dpbusd_epi32(sum, x, w); }

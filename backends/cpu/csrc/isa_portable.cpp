@@ -111,6 +111,11 @@ inline Codes splat_codes(const int8_t* quad) {
     for (int i = 0; i < LANES * QUAD; ++i) codes[i] = quad[i % QUAD];
     return codes;
 }
+inline Codes repeat_codes(const int8_t* each) {  // each QUAD times
+    Codes codes;
+    for (int i = 0; i < LANES * QUAD; ++i) codes[i] = each[i / QUAD];
+    return codes;
+}
 inline void hold(Codes&) {}  // in a register: left to the compiler
 inline Weights weights(Codes codes) {
     const Short w = reinterpret_cast<Short>(codes);

@@ -44,9 +44,9 @@ struct Derivation {
         if constexpr (SHIFT) {
             filling = splat_codes(127);
             unrolled(each_vector, [&](auto v) INLINE {
-                const int64_t lane = block * PANEL_GROUP + v * LANES * QUAD;
-                whole[v] = load_codes(w.whole + lane);
-                rest[v] = load_codes(w.rest + lane);
+                const int8_t* const added = w.added + (block + v / BLOCK_VECTORS) * 2 * BLOCK + v % BLOCK_VECTORS * LANES;
+                whole[v] = repeat_codes(added);
+                rest[v] = repeat_codes(added + BLOCK);
             });
         }
     }
@@ -66,7 +66,7 @@ struct Derivation {
     // To the next quad.
     INLINE void advance() {
         kept += PANEL_GROUP;
-        positions += QUAD;
+        if constexpr (SHIFT) positions += QUAD;
     }
 };
 
@@ -87,8 +87,8 @@ void derive_blocks(const StoredWeights& w, int64_t first, int64_t bytes, int8_t*
 inline const int8_t* derived(const StoredWeights& w, int64_t count, int64_t bytes, const Call& call) {
     if (w.bits == 8) return w.codes;
     int8_t* const panel = call.own<int8_t>(w.panel);
-    const auto two = w.whole ? derive_blocks<2, true> : derive_blocks<2, false>;  // enough to do between jumps
-    const auto one = w.whole ? derive_blocks<1, true> : derive_blocks<1, false>;
+    const auto two = w.added ? derive_blocks<2, true> : derive_blocks<2, false>;  // enough to do between jumps
+    const auto one = w.added ? derive_blocks<1, true> : derive_blocks<1, false>;
     int64_t i = 0;
     for (; i + 2 <= count; i += 2) two(w, i, bytes, panel + i * bytes);
     if (i < count) one(w, i, bytes, panel + i * bytes);
