@@ -72,8 +72,8 @@ struct StoredWeights {
     int64_t rounds;  // the ladder: 1 rounds, 0 drops bits
     int64_t shift;   // kernels leave codes scaled by 2^(8 - bits); 0: so that the multiplier makes up for it
     Place panel;     // own scratch for weights of a lower width
-    const int8_t* added;      // null: no shift of codes. [groups][blocks][2][BLOCK]: what is added to a channel's codes, and
-                              // before which position one more
+    const int8_t* added;      // null: no shift of codes. [groups][blocks][2][BLOCK]: what is added to a channel's codes,
+                              // and before which position one more
     const int8_t* positions;  // with a shift: [vectors of a block][QUAD] in the kernel from -128 on, 127 for what fills up
     const int8_t* packed;  // a copy at this width, for linear layers of few rows (see few_rows.h); or null
     int64_t field;         // bits of a code in it: 4, 2 or 1

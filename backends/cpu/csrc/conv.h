@@ -60,6 +60,7 @@ inline Walk walk_of(const Conv& c, const Shape& s) {
 }
 
 constexpr int64_t PANEL = MAX_BLOCKS * BLOCK;  // outputs of a panel, at most
+constexpr int64_t KEPT_BYTES = 48 << 10;       // derived weights of a panel, at most
 
 // The rows of a kernel that count for some outputs.
 struct Inside {
@@ -79,22 +80,27 @@ struct Dense {
     static constexpr auto sizes = std::make_index_sequence<MAX_PIXELS>{};
 
     // Some tiles through the panel from `block` on, whose outputs begin with `channel`. One tile derives weights of a
-    // lower width while it multiplies, most of which costs no time, and keeps them for the others.
+    // lower width while it multiplies, most of which costs no time, and keeps them for the others; where they would
+    // leave the first cache, each tile derives them.
     template <int BLOCKS>
     void run(int64_t block, int64_t channel, int64_t lanes, Range tiles) const {
-        const Panel panel{c.weights, block, call.own<int8_t>(c.weights.panel)};
+        const bool keeps = c.weights.added || MAX_BLOCKS * walk.panel_bytes <= KEPT_BYTES;
+        const Panel panel{c.weights, block, keeps ? call.own<int8_t>(c.weights.panel) : nullptr};
         const int8_t* const stored = c.weights.codes + block * walk.panel_bytes;
         const int8_t* codes = c.weights.bits == 8 ? stored : nullptr;
         const auto run_tile = [&](const Inside& in, int64_t pixels, const uint8_t* inputs, const Finish& f) {
             if (__builtin_expect(codes != nullptr, 1)) {
                 const int8_t* from = codes + in.first * walk.row_bytes;
                 multiplier<BLOCKS, false>(pixels, sizes)(in.walk, inputs, from, panel, f);
+            } else if (!keeps) {
+                const int8_t* from = stored + in.first * walk.row_bytes;
+                multiplier<BLOCKS, true>(pixels, sizes)(in.walk, inputs, from, panel, f);
             } else {
                 derive<BLOCKS>(panel, stored, pixels, inputs - in.first * walk.row_step, f);
                 codes = panel.kept;
             }
         };
-        const int64_t first = codes ? tiles.first : deriving(tiles);
+        const int64_t first = codes || !keeps ? tiles.first : deriving(tiles);
         each(channel, lanes, {first, tiles.last}, run_tile);
         if (first > tiles.first) each(channel, lanes, {tiles.first, first}, run_tile);
     }

@@ -216,7 +216,7 @@ INLINE inline void multiply_tile(const Walk& walk, const uint8_t* x, const int8_
 struct Panel {
     const StoredWeights& weights;
     int64_t block;  // the first one
-    int8_t* kept;
+    int8_t* kept;  // null: nowhere
 };
 
 // Of a tile that shifts codes: with more, registers do not suffice, and the halves of a tile take less time.
@@ -230,6 +230,8 @@ void multiply(const Walk& walk, const uint8_t* x, const int8_t* codes, const Pan
     const StoredWeights& w = panel.weights;
     if constexpr (!DERIVE) {
         multiply_tile<PIXELS, BLOCKS>(walk, x, codes, Ready{}, sums);
+    } else if (!panel.kept) {
+        multiply_tile<PIXELS, BLOCKS>(walk, x, codes, Derivation<BLOCKS, false, false>(w, panel.block, nullptr), sums);
     } else if (PIXELS > MOST_SHIFTED_PIXELS || !w.added) {
         multiply_tile<PIXELS, BLOCKS>(walk, x, codes, Derivation<BLOCKS, false>(w, panel.block, panel.kept), sums);
     } else if constexpr (PIXELS <= MOST_SHIFTED_PIXELS) {

@@ -27,9 +27,9 @@ inline Codes narrow(const int8_t* codes, const Narrowing& n) {
 }
 
 // How the weights of BLOCKS neighbouring blocks become those of the width, quad after quad: narrow and, with SHIFT,
-// shifted (`Shift.apply` of mbqc/numerics.py). They are kept. Constants are in registers: codes are bytes, so for all the
-// compiler knows each store may change anything in memory.
-template <int BLOCKS, bool SHIFT>
+// shifted (`Shift.apply` of mbqc/numerics.py); with KEEP they are kept. Constants are in registers: codes are bytes, so
+// for all the compiler knows each store may change anything in memory.
+template <int BLOCKS, bool SHIFT, bool KEEP = true>
 struct Derivation {
     static constexpr int VECTORS = BLOCKS * BLOCK_VECTORS;
     static constexpr auto each_vector = std::make_integer_sequence<int, VECTORS>{};
@@ -59,13 +59,13 @@ struct Derivation {
             if constexpr (v == 0) position = splat_codes(positions);
             codes = shifted(codes, whole[v], rest[v], position, filling);
         }
-        store_codes(kept + at, codes);
+        if constexpr (KEEP) store_codes(kept + at, codes);
         return codes;
     }
 
     // To the next quad.
     INLINE void advance() {
-        kept += PANEL_GROUP;
+        if constexpr (KEEP) kept += PANEL_GROUP;
         if constexpr (SHIFT) positions += QUAD;
     }
 };
