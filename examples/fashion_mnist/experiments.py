@@ -251,7 +251,14 @@ TABLES = (
     scales(),
     teachers(),
     switching(),
-    serving("serving_long", LONG_EPOCHS),
+    serving(
+        "serving_long",
+        LONG_EPOCHS,
+        one("one run, 8 and 2 bits, 10 epochs", passes(bits="8:2", epochs=10)),
+        one("one run, 5 and 2 bits, 10 epochs", passes(bits="5:2", epochs=10)),
+        one("one run, 4 and 2 bits, 10 epochs", passes(bits="4:2", epochs=10)),
+        one("one run, 2 bits, 20 epochs", passes(bits="2", epochs=20)),
+    ),
     coresets("coresets_long", LONG_EPOCHS, tdds_warmup=10),
 )
 """In the order in which they run: what decides most comes first."""
