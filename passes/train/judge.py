@@ -11,60 +11,49 @@ from torch import Tensor, fx
 from mbqc.devices import CPU, moved
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
-from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.pipeline import Context
 from mbqc.pipeline.data import Batch, require_target
 from mbqc.pipeline.objective import each_tensor, join, metric_of
 from mbqc.widths import FLOAT, Widths, resolve
 
 WHAT = "evaluation data"
-ALONE = Ranks()
 
 
-def all_metrics(graph: fx.GraphModule, context: Context, ranks: Ranks = ALONE) -> tuple[float | None, dict[int, float]]:
+def all_metrics(graph: fx.GraphModule, context: Context) -> tuple[float | None, dict[int, float]]:
     """The metric of the float model inside the graph, None without evaluation data; and that of every uniform width.
 
     Raises:
         DataError: as `metrics`.
     """
     layers = quantized_layers(graph)
-    found = _metrics(graph, {0: FLOAT} | {b: resolve(b, layers) for b in ALL_BITS}, context, ranks)
+    found = _metrics(graph, {0: FLOAT} | {b: resolve(b, layers) for b in ALL_BITS}, context)
     return found.pop(0, None), found
 
 
-def metrics(graph: fx.GraphModule, bits: Iterable[int], context: Context, ranks: Ranks = ALONE) -> dict[int, float]:
+def metrics(graph: fx.GraphModule, bits: Iterable[int], context: Context) -> dict[int, float]:
     """The metric at each of the uniform widths `bits`; empty without evaluation data.
 
     Raises:
         DataError: the data has no targets, or the metric fails.
     """
     layers = quantized_layers(graph)
-    return _metrics(graph, {b: resolve(b, layers) for b in bits}, context, ranks)
+    return _metrics(graph, {b: resolve(b, layers) for b in bits}, context)
 
 
-def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context, ranks: Ranks) -> dict[int, float]:
-    """Each rank runs its share, of whole batches, so outputs are those of one process; all ranks call it together."""
+def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) -> dict[int, float]:
     if context.evaluation is None:
         return {}
     outputs: dict[int, list[Tensor]] = {bits: [] for bits in asked}
     targets = []
     like = next(graph.parameters())
     with in_eval_mode(graph), torch.no_grad():
-        for index, (inputs, target) in enumerate(context.checked(context.evaluation, WHAT)):
-            known = require_target(target, WHAT)
-            if index % ranks.world != ranks.rank:
-                continue
-            targets.append(_copied(known))
+        for inputs, target in context.checked(context.evaluation, WHAT):
+            targets.append(require_target(target, WHAT).to(CPU))
             ready = prepared(moved(inputs, like.device), like.dtype)
             for bits, widths in asked.items():
-                outputs[bits].append(each_tensor(graph(*ready, widths), _copied))
-    own, target = metric_of(context.metric), torch.cat(ranks.interleaved(targets))
-    return {bits: own(join(ranks.interleaved(found)), target) for bits, found in outputs.items()}
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    """On the CPU, in memory of its own: a part of a larger tensor would be sent with all of it."""
-    return tensor.to(CPU, copy=True)
+                outputs[bits].append(each_tensor(graph(*ready, widths), Tensor.cpu))
+    own = metric_of(context.metric)
+    return {bits: own(join(found), torch.cat(targets)) for bits, found in outputs.items()}
 
 
 @contextmanager

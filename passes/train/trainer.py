@@ -66,7 +66,7 @@ class Trainer:
         resumed = self._saver.start()
         if resumed is None:
             with self._state.clock("evaluating"):
-                self._state.exact, self._state.before = all_metrics(self._graph, self._context, self._ranks)
+                self._state.exact, self._state.before = all_metrics(self._graph, self._context)
         else:
             self._state = resumed
             self._feeds.replay(resumed.epoch)
@@ -159,7 +159,7 @@ class Trainer:
         judged: dict[int, float] = {}
         if options.evaluate and (state.epoch + 1) % options.evaluate == 0:
             with state.clock("evaluating"):
-                judged = metrics(self._graph, self._bits, self._context, self._ranks)
+                judged = metrics(self._graph, self._bits, self._context)
         state.records.append(
             EpochRecord(
                 epoch=state.epoch + 1,
@@ -193,10 +193,10 @@ class Trainer:
         rows = trained_rows(self._graph, trained)
         nearest_rows(self._graph, rows)
         with state.clock("evaluating"):
-            after = metrics(self._graph, ALL_BITS, self._context, self._ranks)
+            after = metrics(self._graph, ALL_BITS, self._context)
         graphs = self._reestimated(trained, rows)
         with state.clock("evaluating"):
-            again = {name: metrics(graph, ALL_BITS, self._context, self._ranks) for name, graph in graphs.items()}
+            again = {name: metrics(graph, ALL_BITS, self._context) for name, graph in graphs.items()}
         self.graph = graphs.get(self._options.reestimate, self._graph)
         return replace(self._so_far(after), pooled=again.get("pooled", {}), separate=again.get("width", {}))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,14 +99,6 @@ class Ranks:
         parts = [torch.empty_like(values) for _ in range(self.world)]
         dist.all_gather(parts, values.detach().contiguous())
         return torch.cat(parts)
-
-    def interleaved(self, own: Sequence[Value]) -> list[Value]:
-        """Undoes `items[rank::world]`: the items of all ranks in turn; anything that can be pickled."""
-        if self.world == 1:
-            return list(own)
-        parts: list[Sequence[Value]] = [()] * self.world
-        dist.all_gather_object(parts, own)
-        return [part[turn] for turn in range(max(map(len, parts))) for part in parts if turn < len(part)]
 
     def any(self, flag: bool) -> bool:
         """Whether some rank says so: that it was told to stop, that its loss is not finite."""

@@ -183,7 +183,6 @@ def as_two_ranks(folder: Path) -> list[tuple[str, str]]:
         for function in (all_reduce, all_gather, broadcast):
             patches.enter_context(patch.object(dist, function.__name__, function))
         patches.enter_context(patch.object(dist, "broadcast_object_list", lambda objects, src: None))
-        patches.enter_context(patch.object(dist, "all_gather_object", lambda parts, own: parts.__setitem__(0, own)))
         patches.enter_context(patch("mbqc.passes.train.train.joined", join))
         patches.enter_context(patch("mbqc.devices.free_memory", lambda _: PLENTY))
         options = "epochs=2,coreset=random,selection=top,keep=0.5,distill=float,switch=uniform,reestimate=pooled"

@@ -7,7 +7,6 @@ import os
 import signal
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from mbqc.errors import MbqcError
 from mbqc.passes.train.feeds import Feeds
-from mbqc.passes.train.judge import all_metrics
-from mbqc.passes.train.parallel.ranks import Ranks, joined
+from mbqc.passes.train.parallel.ranks import joined
 from tests.passes.train.small import BATCH, Noisy, context, differing, quantized, run, stripes, trained, weights
 from tests.passes.train.two_ranks import two_ranks
 
@@ -127,19 +125,6 @@ def from_another_graph(rank: int) -> dict[str, Tensor]:
     return weights(run(f"train{{batch={BATCH},epochs=1}}", graph, context()))
 
 
-def judged(ranks: Ranks) -> tuple[list[int], tuple[float | None, dict[int, float]]]:
-    """The sizes of the batches that a rank ran at each width, and metrics that know all outputs and their order."""
-    graph, sizes = copy.deepcopy(quantized()), []
-    graph.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    images, labels = stripes(40, seed=1)
-
-    def metric(output: Tensor, target: Tensor) -> float:
-        return float((output.softmax(1).sum(1) + output[:, 0] * target.cumsum(0)).double().sum())
-
-    batches = list(zip(images.split(16), labels.split(16), strict=True))
-    return sizes, all_metrics(graph, replace(context(metric=metric), evaluation=batches), ranks)
-
-
 def error_of(options: str, **surroundings: Any) -> str:
     """The message with which a training ends."""
     with pytest.raises(MbqcError) as caught:
@@ -154,10 +139,9 @@ def work(rank: int, port: int, folder: Path) -> None:
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(1)
     last = folder / "killed"
-    with joined(torch.device("cpu"), timedelta(seconds=100)) as ranks:
+    with joined(torch.device("cpu"), timedelta(seconds=100)):
         found: dict[str, Any] = {f"exact {name}": training(o, folder / f"e {name}") for name, o in EXACT.items()}
         found |= {f"rough {name}": training(options, folder / f"r {name}") for name, options in ROUGH.items()}
-        found["judged"] = judged(ranks)
         found["another graph"] = from_another_graph(rank)
         found["unbroken"] = unbroken()
         found["resumed"] = {calls: resumed(calls, folder / f"{calls}") for calls in (10, 31, 42)}
@@ -252,12 +236,6 @@ def test_estimated_statistics_are_the_same_whatever_a_rank_draws(ranks: list[dic
     (graph, metrics), (other, others) = (found["estimated"] for found in ranks)
     assert differing(graph, other) == []
     assert metrics == others
-
-
-def test_ranks_share_the_evaluation_data_and_find_what_one_process_finds(ranks: list[dict[str, Any]]) -> None:
-    sizes, alone = judged(Ranks())
-    assert sizes == [16] * 9 + [16] * 9 + [8] * 9  # float and eight widths
-    assert [found["judged"] for found in ranks] == [([16] * 9 + [8] * 9, alone), ([16] * 9, alone)]
 
 
 # Endings
