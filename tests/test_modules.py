@@ -341,8 +341,10 @@ def test_a_quantized_layer_keeps_what_else_its_layer_holds() -> None:
     layer = nn.Linear(5, 4)
     layer.register_parameter("extra", nn.Parameter(torch.ones(4)))
     layer.register_buffer("kept", torch.ones(3))
+    layer.plain, layer.child = torch.ones(2), nn.ReLU()
     quantized = quantized_layer(layer)
-    assert (quantized.extra, quantized.kept) == (layer.extra, layer.kept)
+    for name in ("extra", "kept", "plain", "child"):
+        assert getattr(quantized, name) is getattr(layer, name)
 
 
 def test_two_threads_run_one_module_at_two_widths() -> None:

@@ -67,6 +67,7 @@ def goals(seeds: Sequence[int], folder: Path = RESULTS) -> list[Goal]:
         _agreement(everything(seeds, folder)),
         *_served("serving", "one run, 8, 4, 2 bits", -0.5, 2.3, seeds, folder),
         *_served("serving", "one run, 28 % of the data, no warm-up", -1.5, 7.88, seeds, folder),
+        *_served("serving_long", "one run, 20 % of the data", -0.5, 10.0, seeds, folder),
         *_served("serving_long", "one run, 5 and 2 bits, 10 epochs", -0.5, 10.0, seeds, folder),
     ]
 

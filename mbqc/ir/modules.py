@@ -251,8 +251,12 @@ def _convolution_arguments(layer: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
 
 
 def _share(source: nn.Conv1d | nn.Conv2d | nn.Linear, target: QuantModule) -> QuantModule:
-    for name, parameter in source.named_parameters(recurse=False):  # the graph may read more than weight and bias
+    # all that it holds: the graph may read more than weight and bias
+    for name, parameter in source.named_parameters(recurse=False):
         target.register_parameter(name, parameter)
-    for name, buffer in source.named_buffers(recurse=False):
-        target.register_buffer(name, buffer)
+    for name, child in source.named_children():
+        target.add_module(name, child)
+    for name, value in [*source.named_buffers(recurse=False), *vars(source).items()]:
+        if isinstance(value, Tensor):
+            target.register_buffer(name, value)
     return target.train(source.training)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -76,15 +77,12 @@ class Samples:
             return self
         if isinstance(self.dataset, _Tensors) and fits(self.dataset.tensors, device):
             return replace(self, dataset=_Tensors(moved(self.dataset.tensors, device)))
-        plain = replace(self, settings=self.settings | {"pin_memory": False})
-        if device.type != "cuda" or not plain._come_from_cpu():
-            return plain
-        return replace(self, settings=self.settings | {"pin_memory": True})
+        pins = device.type == "cuda" and self._come_from_cpu()
+        return replace(self, settings=self.settings | {"pin_memory": pins})
 
     def _come_from_cpu(self) -> bool:
-        """Whether the first sample comes in tensors of the CPU; torch pins no others."""
-        ((inputs, target),) = self.batches([[0]])
-        return all(tensor.device.type == "cpu" for tensor in (*inputs, target) if tensor is not None)
+        """Whether the first sample has no tensor elsewhere than on the CPU; torch pins no others."""
+        return all(part.device.type == "cpu" for part in tree_leaves(self.dataset[0]) if isinstance(part, Tensor))
 
     def stay_on(self, device: torch.device) -> bool:
         """Whether all samples lie on a device."""
