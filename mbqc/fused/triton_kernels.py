@@ -250,7 +250,6 @@ def shift_to(code, here, total, n, granularity: tl.constexpr, block: tl.constexp
         step = step * 0.5
     left, shifted = missing_sum(target, code, whole, here), code + whole
     gains = ((shifted >= STORED_LOW) & (shifted < STORED_HIGH) & here).to(tl.int32)
-    granularity = min(granularity, block)
     by_group = tl.sum(tl.reshape(gains, (block // granularity, granularity)), 1)
     gained = tl.cumsum(by_group, 0)
     real = tl.arange(0, block // granularity) * granularity < n
