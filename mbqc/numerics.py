@@ -168,7 +168,7 @@ def shift_granularity(shape: Sequence[int], bits: int) -> int:
     An offset costs a sum over every window: at 4 bits, 48 % of a depthwise layer, 22 % where 16 inputs become 96, 5 to
     14 % of ResNet-20's layers of 288 and 576 inputs. Where 960 inputs become 160 it costs 3 %, and shifting 9. Shifted
     codes can neither be counted in bits, which is faster for many inputs at 1 and 2 bits, nor packed as a linear
-    layer's are.
+    layer's are. (A convolution of a single pixel would gain by that, but training knows no sizes.)
 
     Args:
         shape: of the layer's weight, [channels, ...]; a linear layer's has two dimensions.

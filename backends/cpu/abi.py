@@ -8,7 +8,7 @@ from ctypes import c_float, c_int64, c_void_p
 from mbqc.backends.cpu import abi_floats
 from mbqc.backends.cpu.abi_floats import Place as Place
 
-VERSION = 4
+VERSION = 5
 BLOCK = 16
 """Outputs of one weight panel, and the longest vector of the kernels."""
 

@@ -151,9 +151,8 @@ def pack_layers(program: Program) -> dict[str, LayerData]:
             else:
                 pack, ones = partial(panels, geometry=geometry), None
             groups = 1 if geometry.depthwise else geometry.groups
-            layers[operation.output] = LayerData(
-                geometry, weight_copy(pack(codes)), _positions(codes, groups, pack), ones
-            )
+            positions = None if operation.weight.mean is None else _positions(codes, groups, pack)
+            layers[operation.output] = LayerData(geometry, weight_copy(pack(codes)), positions, ones)
     return layers
 
 

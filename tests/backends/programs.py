@@ -166,7 +166,7 @@ class Drawing:
     def pointwise(self) -> str:
         """A 1 x 1 convolution of a wide image: tiles of all sizes."""
         build = self.build
-        source = self.image(self.one_of(1, 4, 7, 32, 64, 100, 300), codes_only=False, largest=20)
+        source = self.image(self.one_of(1, 4, 7, 32, 64, 100, 300, 508, 509, 640, 641), codes_only=False, largest=20)
         out = self.one_of(1, 16, 24, 31, 32, 48, 65)
         shape = (*build.shape(source)[:-1], out)
         corrected = self.one_of("none", "mean", "both")

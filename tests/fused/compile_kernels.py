@@ -53,7 +53,7 @@ def main() -> None:
             kernels.quantize_weights(weight, scale, 4, "round")
         for weight in (one, many):
             kernels.weight_gradients(weight, scale, weight, weight)
-        for weight, granularity in ((one, 1), (few, 1), (many, 2), (many, 0)):
+        for weight, granularity in ((one, 1), (few, 1), (many, 2), (many, 4), (many, 0)):
             kernels.correct_moments(weight, weight, scale, -0.5, both=True, granularity=granularity)
     print(json.dumps(assembly))
 

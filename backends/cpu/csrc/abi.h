@@ -18,7 +18,7 @@
 
 namespace mbqc {
 
-constexpr int64_t VERSION = 4;
+constexpr int64_t VERSION = 5;
 constexpr int64_t BLOCK = 16;        // outputs of one weight panel
 constexpr int64_t QUAD = 4;          // inputs that one dot product instruction takes
 constexpr int64_t WORD = 32;         // inputs of one bit that a lane takes

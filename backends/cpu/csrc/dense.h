@@ -219,7 +219,8 @@ struct Panel {
     int8_t* kept;  // null: nowhere
 };
 
-// Of a tile that shifts codes: with more, registers do not suffice, and the halves of a tile take less time.
+// Of a tile that derives shifted codes, at most (`Dense::derive`): with more, registers do not suffice, and the halves of
+// a tile take less time.
 constexpr int MOST_SHIFTED_PIXELS = 5 * MAX_PIXELS / 7;
 
 // One tile, from inputs at `x` to where `f` says. `codes` are of the call's width or, to DERIVE those, stored ones.
