@@ -85,8 +85,8 @@ struct Dense {
     // or weights would leave the first cache, each tile derives them, unless they are shifted, which is dearer.
     template <int BLOCKS>
     void run(int64_t block, int64_t channel, int64_t lanes, Range tiles) const {
-        const int64_t pixels = s.images * c.out_height * s.out_width;
-        const bool keeps = c.weights.added || (pixels >= FEW_PIXELS && MAX_BLOCKS * walk.panel_bytes <= KEPT_BYTES);
+        const bool few = s.images * c.out_height * s.out_width < FEW_PIXELS;
+        const bool keeps = c.weights.added || (!few && MAX_BLOCKS * walk.panel_bytes <= KEPT_BYTES);
         const Panel panel{c.weights, block, keeps ? call.own<int8_t>(c.weights.panel) : nullptr};
         const int8_t* const stored = c.weights.codes + block * walk.panel_bytes;
         const int8_t* codes = c.weights.bits == 8 ? stored : nullptr;
