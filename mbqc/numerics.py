@@ -201,10 +201,10 @@ def correct_moments(codes: Tensor, scale: Tensor, mean: Tensor, std: Tensor | No
         slope = torch.where(spread > 0, std.to(torch.float64) / spread, scale)
     if not granularity:
         return Correction(slope, mean - slope * total / size, None)
-    shift, reached = _shift_to(codes, size * mean / slope, granularity)
-    if not bool(reached.all()):
-        slope = torch.where(reached, slope, scale)
-        shift, _ = _shift_to(codes, size * mean / slope, granularity)
+    # both always: to ask whether all are reached would make the host wait for a GPU
+    _, reached = _shift_to(codes, size * mean / slope, granularity)
+    slope = torch.where(reached, slope, scale)
+    shift, _ = _shift_to(codes, size * mean / slope, granularity)
     return Correction(slope, torch.zeros_like(slope), shift)
 
 

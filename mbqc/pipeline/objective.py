@@ -44,10 +44,10 @@ def checked_loss(own: Loss) -> Loss:
 
 
 def cross_entropy(label_smoothing: float) -> Loss:
-    """Cross entropy of scores [N, classes] and whole-number labels [N].
+    """Cross entropy of scores [N, classes] and whole-number labels [N], which must be in range.
 
     Raises (when called):
-        DataError: outputs or targets are of another form, or a label is out of range.
+        DataError: outputs or targets are of another form.
     """
 
     def loss(output: Any, target: Tensor) -> Tensor:
@@ -58,14 +58,14 @@ def cross_entropy(label_smoothing: float) -> Loss:
 
 
 def require_labels(output: Any, target: Tensor, where: str, own: str) -> None:
-    """Refuses what is no classification.
+    """Refuses what has not the form of a classification.
 
     Args:
         where: the targets are from.
         own: function with which the user could judge other targets.
 
     Raises:
-        DataError: output is no tensor of scores [N, classes], target no whole-number labels [N] of these classes.
+        DataError: output is no tensor of scores [N, classes], target no whole-number labels [N].
     """
     if not isinstance(output, Tensor) or output.dim() != 2:
         what = f"has shape {tuple(output.shape)}" if isinstance(output, Tensor) else "is no tensor"
@@ -78,12 +78,20 @@ def require_labels(output: Any, target: Tensor, where: str, own: str) -> None:
             where=where,
             hint=f"define {own}(output, target)",
         )
-    low, high = torch.stack(torch.aminmax(target)).tolist()  # at once: on a GPU each answer makes the host wait
-    if low < 0 or high >= output.shape[1]:
+
+
+def require_in_range(target: Tensor, classes: int, where: str) -> None:
+    """Refuses labels that no class has; makes the host wait for a GPU.
+
+    Raises:
+        DataError: a label is not from 0 to `classes` - 1.
+    """
+    low, high = torch.stack(torch.aminmax(target)).tolist()  # at once, so that the host waits once
+    if low < 0 or high >= classes:
         raise DataError(
-            f"label {low if low < 0 else high} is out of range: the model has {output.shape[1]} classes",
+            f"label {low if low < 0 else high} is out of range: the model has {classes} classes",
             where=where,
-            hint=f"labels count from 0 to {output.shape[1] - 1}",
+            hint=f"labels count from 0 to {classes - 1}",
         )
 
 
@@ -91,9 +99,10 @@ def top1(output: Any, target: Tensor) -> float:
     """Top-1 accuracy in percent.
 
     Raises:
-        DataError: as `require_labels`.
+        DataError: as `require_labels` and `require_in_range`.
     """
     require_labels(output, target, "evaluation data", "metric")
+    require_in_range(target, output.shape[1], "evaluation data")
     return 100.0 * float((output.argmax(1) == target).double().mean())
 
 

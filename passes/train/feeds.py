@@ -15,9 +15,9 @@ from torch import Tensor
 from mbqc.devices import moved
 from mbqc.errors import DataError
 from mbqc.passes.train.coreset.selection import CoresetSampler
-from mbqc.passes.train.parallel.ranks import Ranks
-from mbqc.pipeline import Context
-from mbqc.pipeline.data import Batch, Samples, require_target
+from mbqc.passes.train.task import Task
+from mbqc.pipeline.data import Batch, LabelledBatch, Samples, require_target
+from mbqc.pipeline.objective import require_in_range
 
 WHAT = "training data"
 
@@ -49,17 +49,16 @@ class Round:
 class Feeds:
     """The training data, epoch by epoch; what comes depends on nothing but seed, epoch and the data itself.
 
-    Args:
-        batch: samples a batch over all ranks, where the data does not come in batches.
-
     Attributes:
         samples: how they are read by index, None where data comes in batches.
+        batch: samples a batch over all ranks, where the data does not come in batches.
     """
 
-    def __init__(self, context: Context, batch: int, ranks: Ranks) -> None:
-        self._context, self._ranks = context, ranks
+    def __init__(self, task: Task) -> None:
+        self._context, self._ranks = task.context, task.ranks
+        self._classes = task.classes if task.context.loss is None else None  # a loss of the user's has its own targets
         self._subsets: dict[int, CoresetSampler] = {}
-        samples = context.samples()
+        samples, ranks = self._context.samples(), self._ranks
         self.samples = samples.on(ranks.device) if samples is not None else None
         if self.samples is None:
             self._all_batches = self._count_batches()
@@ -67,12 +66,12 @@ class Feeds:
         # a check makes the host wait for the device, so what stays there is checked once
         self._checked = ranks.device.type != "cpu" and self.samples.stay_on(ranks.device)
         if self._checked:
-            for _ in context.checked(self.samples.sweep(), WHAT):
+            for _ in self._checked_batches(self.samples.sweep()):
                 pass
         counts = ranks.gather(torch.full((1,), len(self.samples), device=ranks.device)).tolist()
         if len(set(counts)) > 1:
             raise DataError(f"ranks have {counts} samples", where=WHAT, hint="give all samples to each rank")
-        self.batch = min(self.samples.batch or batch, len(self.samples))
+        self.batch = min(self.samples.batch or task.options.batch, len(self.samples))
         if self.batch % ranks.world:
             raise DataError(f"{ranks.world} ranks cannot share a batch of {self.batch}", hint="train{batch=...}")
         self._everything = self._sampler(torch.arange(len(self.samples)))
@@ -167,13 +166,23 @@ class Feeds:
         if not order:
             return
         batches = samples.batches(order)
-        batches = batches if self._checked else self._context.checked(batches, WHAT)
+        batches = batches if self._checked else self._checked_batches(batches)
         for (inputs, target), indices in zip(batches, order, strict=True):
             yield self._here(inputs, target, torch.tensor(indices))
 
     def _batches_as_they_come(self) -> Iterator[Fed]:
-        for inputs, target in self._context.labelled_batches():
+        for inputs, target in self._in_range(self._context.labelled_batches()):
             yield self._here(inputs, target, None)
+
+    def _checked_batches(self, batches: Iterator[LabelledBatch]) -> Iterator[LabelledBatch]:
+        return self._in_range(self._context.checked(batches, WHAT))
+
+    def _in_range(self, batches: Iterator[LabelledBatch]) -> Iterator[LabelledBatch]:
+        """Where targets are labels (what else they may be, the loss tells), a label that no class has is an error."""
+        for inputs, target in batches:
+            if self._classes is not None and target is not None and not target.is_floating_point():
+                require_in_range(target, self._classes, WHAT)
+            yield inputs, target
 
     def _here(self, inputs: Batch, target: Tensor | None, indices: Tensor | None) -> Fed:
         *inside, outside = moved((*inputs, require_target(target, WHAT)), self._ranks.device)

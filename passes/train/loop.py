@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from mbqc.errors import DataError, PassError
-from mbqc.fused.graph import fuse_rectifiers
 from mbqc.ir.annotations import Switching
+from mbqc.ir.norms import freeze_statistics
 from mbqc.ir.quantized import quantized_layers
-from mbqc.passes.train.distill import divergence
+from mbqc.passes.train.captured import Captured
 from mbqc.passes.train.diverged import HINT, changed_most, first_not_finite, parameter_norms
 from mbqc.passes.train.feeds import Fed
 from mbqc.passes.train.forgetting import ROUNDS, Watch
 from mbqc.passes.train.judge import prepared
+from mbqc.passes.train.objective import Objective
 from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer
 from mbqc.passes.train.rounds import draws_of, rate_factor, sandwich, switched
 from mbqc.passes.train.task import Task
-from mbqc.pipeline.data import Batch
-from mbqc.pipeline.objective import checked_loss, cross_entropy, each_tensor
-from mbqc.widths import FLOAT, Widths, resolve
+from mbqc.widths import Widths, resolve
 
 Observe = Callable[[int, Fed, Any, float], None]
 """Told of each forward pass: width, batch, output, loss."""
@@ -43,18 +41,26 @@ class Stepper:
         graph, options = task.graph, task.options
         self._graph, self._options, self._bits, self._rounds = graph, options, task.bits, rounds
         self._seed, self._ranks = task.context.seed, task.ranks
-        own = task.context.loss
-        self._loss = checked_loss(own) if own is not None else cross_entropy(options.label_smoothing)
-        self._teacher = copy.deepcopy(graph).eval() if options.distill == "float" else None
+        self._objective = Objective(task)
+        self._captured = Captured(self._objective, graph, task.ranks.device) if options.capture else None
         self.weights = WeightOptimizer(graph, options.weight_decay)
         self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
-        self._model = fuse_rectifiers(graph)
         self._layers, self._norms = quantized_layers(graph), parameter_norms(graph)
         self._draws: dict[str, Switching] = {}
         if options.switch != "none":
             self._draws = self._ranks.of_first(draws_of(graph, options.switch, self._bits))
         self._dtype = next(graph.parameters()).dtype
-        self._half = options.precision == "bfloat16"
+
+    @property
+    def not_captured(self) -> int:
+        """How many passes were to be replayed, but ran as they are."""
+        return self._captured.others if self._captured is not None else 0
+
+    def freeze_statistics(self) -> None:
+        """From now on BatchNorm statistics stay as they are."""
+        freeze_statistics(self._graph)
+        if self._captured is not None:
+            self._captured.forget()
 
     def rate(self, done: int) -> float:
         """The learning rate of weights after `done` rounds."""
@@ -101,45 +107,25 @@ class Stepper:
 
     def _backward(
         self, bits: int, batch: Fed, widths: Widths, highest: Tensor | None, share: float
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Any, float]:
         """Output (detached) and the loss of all ranks; the own one's gradient times `share` is added to parameters'."""
-        inputs = prepared(batch.inputs, self._dtype)
+        inputs, objective = prepared(batch.inputs, self._dtype), self._captured or self._objective
         try:
-            with self._ranks.synchronised():
-                output = self._run(self._model, inputs, widths)
+            output, loss = objective.backward(inputs, batch.target, widths, highest, share)
         except ValueError as error:
             if inputs[0].shape[0] > 1:
                 raise
             raise DataError(
                 f"a batch of one sample has no BatchNorm statistics: {error}", hint="larger batches"
             ) from error
-        loss = self._objective(inputs, batch.target, output, highest)
-        own = float(loss.detach())
+        own = float(loss)
         value = self._ranks.mean(own)
         if not math.isfinite(value):  # all ranks end here together
+            self._graph.zero_grad()  # no gradient is the cause
             if math.isfinite(own):
                 raise self._diverged("the loss of another rank is not finite", "it says where", bits, batch, widths)
             raise self._diverged(f"the loss is {own}", "the output is finite, so it is loss()", bits, batch, widths)
-        torch.autograd.backward(loss * share)
-        return output.detach() if isinstance(output, Tensor) else output, value
-
-    def _objective(self, inputs: Batch, target: Tensor, output: Any, highest: Tensor | None) -> Tensor:
-        loss, teacher = self._loss(output, target), highest
-        if self._teacher is not None:
-            with torch.no_grad():
-                teacher = self._run(self._teacher, inputs, FLOAT)
-        return loss if teacher is None else 0.5 * (loss + divergence(output, teacher))
-
-    def _run(self, model: fx.GraphModule, inputs: Batch, widths: Widths) -> Any:
-        """The output, which a loss takes in the precision of the weights."""
-        if not self._half:
-            return model(*inputs, widths)
-        with torch.autocast(self._ranks.device.type, torch.bfloat16):
-            output = model(*inputs, widths)
-        return each_tensor(output, self._exact)
-
-    def _exact(self, output: Tensor) -> Tensor:
-        return output.to(self._dtype) if output.is_floating_point() else output
+        return output, value
 
     def _step(self, bits: int, batch: Fed, widths: Widths, done: int) -> None:
         used = [p for p in self._graph.parameters() if p.grad is not None]
@@ -166,8 +152,9 @@ class Stepper:
         own = math.nan
         if isinstance(output, Tensor):
             same = output.mean(0, keepdim=True).requires_grad_().expand_as(output).clone()
+            inputs = prepared(batch.inputs, self._dtype)
             with contextlib.suppress(DataError):
-                own = float(self._objective(prepared(batch.inputs, self._dtype), batch.target, same, None).detach())
+                own = float(self._objective.loss(inputs, batch.target, same, None).detach())
         return self._ranks.mean(own)
 
     def lost(self, bits: int, loss: float, done: int, watch: Watch) -> PassError:

@@ -68,6 +68,7 @@ class Train(Pass):
             end of an epoch writes one too. It waits while a width gives no better answer than a constant.
         precision: of the training's arithmetic; in `bfloat16` layers compute (autocast), while weights, statistics,
             quantizers, the loss and what is judged stay float32.
+        capture: forward and backward passes are recorded as CUDA graphs and replayed; on one GPU, without `switch`.
 
     Source: Double Rounding, arXiv 2502.01199, algorithms A.2 and A.3; EMQNet, arXiv 2510.20673, for coresets.
     """
@@ -99,6 +100,7 @@ class Train(Pass):
     evaluate: int = 1
     checkpoint: int = 500
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    capture: bool = False
 
     name: ClassVar[str] = "train"
     requires: ClassVar[tuple[Property, ...]] = (QUANTIZED,)
@@ -142,6 +144,8 @@ class Train(Pass):
             "alrs sets rates of scales, which scales=frozen keeps",
             None,
         )
+        drawn = "capture=true replays the same widths each time, but switch draws others"
+        yield self.capture and self.switch != "none", drawn, "capture=false"
         rates = "alrs has a rate for each width, but step=accumulate makes one step for all"
         yield self.alrs != "off" and self.step == "accumulate", rates, "step=each"
         if self.coreset == "none":
@@ -175,6 +179,9 @@ class Train(Pass):
             )
         if self.precision == "float64":
             graph.double()
+        if self.capture and context.device.type != "cuda":
+            message = f"capture=true records CUDA graphs, but training is on {context.device}"
+            raise PassError(message, hint="--device cuda, or capture=false")
         bits = self._bits(graph)
         still = [name for name, parameter in graph.named_parameters() if not parameter.requires_grad]
         if still:
@@ -182,6 +189,9 @@ class Train(Pass):
             message = f"{len(still)} parameter(s) take no gradient and keep their values: {listed}"
             context.report.add(self.name, "warning", "", message)
         with joined(context.device) as ranks:
+            if self.capture and ranks.world > 1:
+                message = f"capture=true is for one process, but {ranks.world} train together"
+                raise PassError(message, hint="capture=false")
             place(graph, ranks.device)
             try:
                 ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines

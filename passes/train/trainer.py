@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from mbqc.errors import DataError, MbqcError
-from mbqc.ir.norms import estimate, freeze_statistics, nearest_rows, trained_rows, unfreeze_statistics
+from mbqc.ir.norms import estimate, nearest_rows, trained_rows, unfreeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
@@ -43,7 +43,7 @@ class Trainer:
         self._graph, self._options, self._bits, self._context = task.graph, options, task.bits, task.context
         self._ranks, self._state, self._frozen = task.ranks, State(), False
         self._due = False  # a checkpoint, which waits while a width is in doubt
-        self._feeds = Feeds(task.context, options.batch, task.ranks)
+        self._feeds = Feeds(task)
         self._subsets: Subsets | None = None
         self._rounds = options.epochs * self._feeds.rounds()
         if options.coreset != "none":
@@ -80,6 +80,9 @@ class Trainer:
                     raise _stopped(interrupt, self._state, self._context)
         unfreeze_statistics(self._graph)
         self._graph.zero_grad()
+        if others := self._stepper.not_captured:
+            message = f"{others} passes were not replayed: their batches had another shape than the first"
+            self._context.report.add("train", "fallback", "", message)
         result = self._result()
         folder = self._context.folder
         if folder is not None and self._ranks.is_first:
@@ -133,7 +136,7 @@ class Trainer:
     def _round(self, batches: dict[int, Fed]) -> None:
         state = self._state
         if not self._frozen and state.done >= (1.0 - self._options.bn_freeze) * self._rounds:
-            freeze_statistics(self._graph)
+            self._stepper.freeze_statistics()
             self._frozen = True
         with state.clock("training"):
             self._stepper.round(batches, state.epoch, state.done, self._observe)

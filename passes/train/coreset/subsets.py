@@ -6,11 +6,10 @@ from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from mbqc.errors import DataError, PipelineError
 from mbqc.ir.quantized import quantized_layers
-from mbqc.ir.types import type_of
 from mbqc.passes.train.coreset.scores import Recorder
 from mbqc.passes.train.coreset.selection import coreset_size, select
 from mbqc.passes.train.feeds import Fed, Feeds, seed_everything
@@ -39,9 +38,15 @@ class Subsets:
         self._targets = feeds.samples.targets()
         self._size = coreset_size(self._targets, options.keep, feeds.batch)
         assert options.coreset != "none", "who makes coresets wants some"
-        samples, classes = len(self._targets), _classes(task.graph)
+        if task.classes is None or task.classes < 2:
+            raise PipelineError("coresets rank samples by scores [N, classes], which this model does not give")
         self._recorder = Recorder(
-            options.coreset, samples, classes, task.bits, seed=self._seed, device=self._ranks.device
+            options.coreset,
+            len(self._targets),
+            task.classes,
+            task.bits,
+            seed=self._seed,
+            device=self._ranks.device,
         )
         self._selected: dict[int, Tensor] = {}
         self._scored = options.selection != "fresh" and options.coreset != "random"
@@ -111,13 +116,3 @@ class Subsets:
         self._recorder.restore({name: value for name, value in state.items() if name not in selected}, self._ranks.rank)
         self._selected = {int(name.partition(".")[2]): value for name, value in selected.items()}
         self._feeds.use_coresets(self._selected)
-
-
-def _classes(graph: fx.GraphModule) -> int:
-    """Scores that the model gives a sample."""
-    (output,) = graph.graph.find_nodes(op="output")
-    source = output.args[0]
-    dims = type_of(source).dims if isinstance(source, fx.Node) else ()
-    if len(dims) != 2 or dims[1] < 2:
-        raise PipelineError("coresets rank samples by scores [N, classes], which this model does not give")
-    return dims[1]

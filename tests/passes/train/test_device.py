@@ -22,8 +22,10 @@ from mbqc.frontend.trace import trace
 from mbqc.ir.graph import place
 from mbqc.ir.quantized import quantized_layers
 from mbqc.lookup import find_pass
+from mbqc.passes.train import Train
 from mbqc.passes.train.feeds import Feeds
 from mbqc.passes.train.parallel.ranks import Ranks, joined
+from mbqc.passes.train.task import Task
 from mbqc.pipeline import Context, Pipeline
 from mbqc.pipeline.data import samples_of
 from mbqc.pipeline.training import TrainingResult
@@ -268,7 +270,8 @@ FORMS: dict[str, Callable[[], object]] = {
 
 def stays(form: str, free: int) -> bool:
     with patch("mbqc.devices.free_memory", lambda _: free):
-        samples = Feeds(context(FORMS[form]()), 16, Ranks(device=device())).samples
+        task = Task(quantized(), Train(batch=16), (8,), context(FORMS[form]()), Ranks(device=device()))
+        samples = Feeds(task).samples
     assert samples is not None
     return samples.stay_on(device())
 

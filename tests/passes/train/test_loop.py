@@ -77,7 +77,7 @@ class Teachers:
 @pytest.fixture
 def teachers(monkeypatch: pytest.MonkeyPatch) -> Teachers:
     found = Teachers()
-    monkeypatch.setattr("mbqc.passes.train.loop.divergence", found)
+    monkeypatch.setattr("mbqc.passes.train.objective.divergence", found)
     return found
 
 
