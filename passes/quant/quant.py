@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,8 +30,8 @@ class Quant(Pass):
     A layer reads its input at its own width. Tensors that only residual sums, pooling or tables read stay at 8 bits.
 
     Options:
-        bits: widths that get activation scales of their own and count in the search for weight scales; the others are
-            interpolated between them.
+        bits: widths that get activation scales of their own and count in the search for weight scales, with 8 bits for
+            pinned layers; the others are interpolated between them.
         ladder: how a lower width is derived from the stored 8-bit code. `round` (half up) is the default, because
             without training it loses less at 4 and 3 bits; at 2 bits that depends on the network, and trained both are
             equal within 0.3 points (examples/fashion_mnist/RESULTS.md). `shift` takes the top bits alone.
@@ -76,12 +77,17 @@ class Quant(Pass):
         histograms = observe(graph, observed, self.calibration, context)
         self._report(graph, found, reasons, histograms, context)
         weights = self._weight_plans(graph, found)
-        insert(graph, weights, [(q, self._grids(q, histograms[q.observed])) for q in quantizers], self.ladder)
+        pinned = {plan.layer for plan in weights if plan.pinned is not None}
+        insert(graph, weights, [(q, self._grids(q, histograms[q.observed], pinned)) for q in quantizers], self.ladder)
         return graph
 
-    def _grids(self, quantizer: QuantizerPlan, histogram: Histogram) -> Grids:
-        widths = self.bits if quantizer.layers else (FULL_BITS,)
+    def _grids(self, quantizer: QuantizerPlan, histogram: Histogram, pinned: Set[str]) -> Grids:
+        widths = self._widths(not pinned.isdisjoint(quantizer.layers)) if quantizer.layers else (FULL_BITS,)
         return {b: activation_grid(histogram, b, self.calibration, self.percentile) for b in widths}
+
+    def _widths(self, pinned: bool) -> tuple[int, ...]:
+        """What to calibrate; where a pinned layer computes at 8 bits, not without them: 2 bits clip far more."""
+        return self.bits if FULL_BITS in self.bits or not pinned else (FULL_BITS, *self.bits)
 
     def _weight_plans(self, graph: fx.GraphModule, found: dict[fx.Node, Role]) -> list[WeightPlan]:
         calls: dict[str, list[fx.Node]] = {}
@@ -93,7 +99,7 @@ class Quant(Pass):
         for layer, nodes in calls.items():
             module = module_of(nodes[0])
             assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
-            scale = joint_scale(module.weight, self.bits, self.ladder)
+            scale = joint_scale(module.weight, self._widths(layer in ends), self.ladder)
             plans.append(WeightPlan(layer, tuple(nodes), scale, FULL_BITS if layer in ends else None))
         return plans
 

@@ -203,6 +203,20 @@ def test_first_and_last_layers_are_pinned_unless_told_otherwise() -> None:
     assert set(pins(quantized(modules, forked, "normalize,quant{pin_ends=false}")[0]).values()) == {None}
 
 
+def test_pinned_layers_are_calibrated_at_their_own_width_whatever_the_others_are() -> None:
+    """The range that loses least at 2 bits clips what 8 bits could show."""
+
+    def found(bits: str) -> dict[str, tuple[dict[int, tuple[float, int]], tuple[int, ...]]]:
+        graph, _ = quantized(three, lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))), f"normalize,quant{{bits={bits}}}")
+        modules = (module_of(node) for node in graph.graph.nodes)
+        own = [m for m in modules if isinstance(m, ActivationQuantizer)]
+        return {" ".join(m.layers): (m.grids(), m.bits) for m in own}
+
+    few, all_three = found("4:2"), found("8:4:2")
+    assert {layers: bits for layers, (_, bits) in few.items()} == {"a": (8, 4, 2), "b": (4, 2), "c": (8, 4, 2)}
+    assert (few["a"], few["c"]) == (all_three["a"], all_three["c"])
+
+
 @pytest.mark.parametrize(
     ("skip", "left"),
     [
@@ -481,7 +495,8 @@ def test_weight_scales_minimize_the_product_of_the_squared_errors_of_all_widths(
     bits: tuple[int, ...], ladder: numerics.Ladder
 ) -> None:
     model, inputs = seeded(wide, (2, 512))
-    graph = quantize(model, Context(inputs), f"normalize,quant{{bits={':'.join(map(str, bits))}:,ladder={ladder}}}")
+    options = f"bits={':'.join(map(str, bits))}:,ladder={ladder},pin_ends=false"
+    graph = quantize(model, Context(inputs), f"normalize,quant{{{options}}}")
     quantizer, _, weight = weight_quantizer_of(layer_nodes(graph)[0])
     flat = weight.detach()
     full = torch.maximum(flat.amax(1) / 127, flat.amin(1) / -128)
