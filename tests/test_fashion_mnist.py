@@ -34,13 +34,17 @@ def recorded(tmp_path: Path) -> Callable[..., Path]:
     from records import Record, save
 
     def write(
-        passes: str, seed: int, accuracy: float, at: dict[int, float] | None = None, seconds: float = 1.0
+        passes: str,
+        seed: int,
+        accuracy: float,
+        at: dict[int, float] | None = None,
+        seconds: float = 1.0,
+        timed: bool = True,
     ) -> Path:
         program = dict.fromkeys(WIDTHS, accuracy) | (at or {})
         parts = {"training": seconds, "evaluating": 100.0, "all": 200.0}
-        save(
-            Record(passes, passes, seed, 90.0, program, program, program, program, {}, {}, {}, 10, parts, {}), tmp_path
-        )
+        accuracies = program, program, program, program
+        save(Record(passes, passes, seed, 90.0, *accuracies, {}, {}, {}, 10, parts, timed, {}), tmp_path)
         return tmp_path
 
     return write
@@ -154,6 +158,21 @@ def test_a_share_of_the_time_is_what_training_took(recorded: Callable[..., Path]
     assert (times.found, times.met) == (pytest.approx(2.8), "yes")
 
 
+def test_seconds_of_a_run_that_shared_its_core_are_not_shown(recorded: Callable[..., Path]) -> None:
+    from experiments import table
+    from goals import goals
+    from report import report
+
+    rows = table("serving")
+    (run,) = rows.row("one run, 8, 4, 2 bits").runs
+    for passes in rows.row("seven separate trainings").runs:
+        recorded(passes, 0, 80.0)
+    folder = recorded(run, 0, 80.0, timed=False)
+    above, times = goals([0], folder)[5:7]
+    assert (above.met, times.met) == ("yes", "not run")
+    assert f"| one run, 8, 4, 2 bits | {' | '.join(['80.00'] * 8)} | 10 | - |" in report([0], folder)
+
+
 # Data and runs, on images of noise
 
 
@@ -243,6 +262,7 @@ def test_a_training_is_recorded_with_its_steps_and_seconds(monkeypatch: pytest.M
     assert record.graph == record.separate
     assert all(record.program[bits] == pytest.approx(record.graph[bits], abs=100 / 30 + 0.1) for bits in WIDTHS)
     assert 0 < record.cost < record.seconds["all"]
+    assert set(record.environment) == {"mbqc", "torch", "python", "commit", "processor", "jobs"}
 
 
 @pytest.mark.usefixtures("noise")

@@ -14,6 +14,7 @@ import argparse
 import multiprocessing
 import platform
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,9 @@ from mbqc.runtime import make
 from mbqc.widths import resolve
 
 REPORT = Path(__file__).with_name("RESULTS.md")
+
+ALONE = 0.97
+"""Share of its time that a run has the processor, if nothing else runs on its core."""
 
 MIXED = 16
 """Programs with a width of its own, 8, 4 or 2, for each layer that is not pinned."""
@@ -66,9 +70,9 @@ def measure(passes: str, seed: int, jobs: int = 1) -> Record:
         model.metric,
         seed,
     )
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     made = compile_model(network, pipeline_of(passes), context)
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     compiled = make(made.program, made.manifest, "cpu")
     trained = made.report.training or _untrained(made.quantized, images, labels)
     with torch.no_grad():
@@ -87,6 +91,7 @@ def measure(passes: str, seed: int, jobs: int = 1) -> Record:
         clamped=_mean_by_width([epoch.clamped for epoch in trained.epochs]),
         steps=trained.epochs[-1].steps if trained.epochs else 0,
         seconds=trained.seconds | {"all": seconds},
+        timed=busy >= ALONE * seconds,
         environment=_environment(jobs),
         mixed=mean(model.metric(compiled(images, bits=bits), labels) for bits in _mixed(compiled.layers)),
     )
@@ -122,7 +127,16 @@ def _environment(jobs: int) -> dict[str, str]:
     lines = facts.read_text().splitlines() if facts.is_file() else []
     processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     versions = {name: version(name) for name in ("mbqc", "torch")} | {"python": platform.python_version()}
-    return versions | {"processor": processor, "jobs": str(jobs)}
+    return versions | {"commit": _commit(), "processor": processor, "jobs": str(jobs)}
+
+
+def _commit() -> str:
+    """What `git describe` says of this folder; a tree with changes of its own ends in `-dirty`."""
+    command = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def missing(tables: list[str], seeds: list[int], folder: Path = RESULTS) -> list[tuple[str, int]]:

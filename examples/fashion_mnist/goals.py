@@ -42,7 +42,8 @@ def points(text: str, bound: float, row: Measured, other: Measured, bits: Iterab
 
 def times_less(what: str, figure: Callable[[Record], float], bound: float, row: Measured, other: Measured) -> Goal:
     """How many times the figure of `row` that of `other` is."""
-    found = other.total(figure) / row.total(figure) if row.by_seed and other.by_seed else None
+    known = row.by_seed and other.by_seed and (figure is not cost or (row.timed and other.timed))
+    found = other.total(figure) / row.total(figure) if known else None
     return Goal(f"its {what}, times less", "x", bound, found)
 
 

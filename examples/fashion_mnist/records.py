@@ -33,7 +33,8 @@ class Record:
         clamped: share of scale steps whose rate ALRS clamped to zero, by trained width; empty without ALRS.
         steps: forward and backward passes, one for each width and batch.
         seconds: by part of training; `all` of the compilation as a whole.
-        environment: versions, processor, and how many runs shared it.
+        timed: whether the run had its core for itself; else the seconds say nothing.
+        environment: versions, commit, processor, and how many runs shared it.
     """
 
     passes: str
@@ -49,6 +50,7 @@ class Record:
     clamped: dict[int, float]
     steps: int
     seconds: dict[str, float]
+    timed: bool
     environment: dict[str, str]
     mixed: float | None = None
 
@@ -100,6 +102,11 @@ class Measured:
         """Of the Program, for each seed; empty where the row does not serve the width."""
         run = self.row.serves.get(bits)
         return [] if run is None else [records[run].program[bits] for records in self.by_seed.values()]
+
+    @property
+    def timed(self) -> bool:
+        """Whether the seconds of all runs say something."""
+        return all(record.timed for records in self.by_seed.values() for record in records.values())
 
     def total(self, figure: Callable[[Record], float]) -> float:
         """Summed over the row's runs, mean over seeds; there must be a seed."""

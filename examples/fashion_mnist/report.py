@@ -68,7 +68,7 @@ def _line(row: Measured, columns: Sequence[Column], seeds: int) -> list[str]:
     if not count:
         return [f"{row.row.name} (not run)", *["-"] * (len(WIDTHS) + 2 + len(columns))]
     name = row.row.name if count == seeds else f"{row.row.name} ({count} of {seeds} seeds)"
-    figures = [f"{row.total(lambda record: record.steps):.0f}", f"{row.total(cost):.1f}"]
+    figures = [f"{row.total(lambda record: record.steps):.0f}", f"{row.total(cost):.1f}" if row.timed else "-"]
     return [name, *(spread(row.accuracy(bits)) for bits in WIDTHS), *figures, *(_extra(row, c) for c in columns)]
 
 
@@ -77,6 +77,8 @@ def _extra(row: Measured, column: Column) -> str:
     if column == "mixed":
         return spread([record.mixed for record in records if record.mixed is not None])
     if column != "clamped":
+        if not row.timed:
+            return "-"
         return f"{row.total(lambda record: record.seconds.get(column, 0.0)):.1f}"
     shares = [record.clamped for record in records]
     return ", ".join(f"{bits}: {mean(share[bits] for share in shares):.0%}" for bits in shares[0]) or "-"
@@ -95,9 +97,9 @@ def _factors(name: str, seeds: Sequence[int], folder: Path) -> str:
     full, *others = (measured(row, seeds, folder) for row in table(name).rows)
     one, apart = (find("serving", n, seeds, folder) for n in ("one run, 8, 4, 2 bits", "seven separate trainings"))
     rows = []
-    if full.by_seed and one.by_seed and apart.by_seed:
+    if all(row.by_seed and row.timed for row in (full, one, apart)):
         widths = apart.total(cost) / one.total(cost)
-        rows = [_factors_of(row, full, widths) for row in others if row.by_seed]
+        rows = [_factors_of(row, full, widths) for row in others if row.by_seed and row.timed]
     heading = ("times less than full data", "steps", "training", "+ scoring, selecting", "+ BatchNorm", "widths", "all")
     note = "`widths`: seven separate trainings over one run of three widths; `all`: the last two multiplied.\n"
     return f"## EMQNet's 7.88x taken apart: {table(name).title}\n\n{_markdown(heading, rows)}\n{note}"
