@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 taskset -c 1 python examples/step_time.py [rounds]
 
 ResNet-20 for CIFAR-10, random weights, batch 128, one thread, channels last, Adam (fused). One step is zero_grad,
-forward, loss, backward and update. All steps are timed in turns in one process, since a machine's speed drifts; ratios
-are to the float step. PyTorch FX, PT2E (torchao) and Brevitas train 8 bits; what is not installed is named.
+forward, loss, backward and update; ours is the one of the `train` pass, which also checks loss and gradients and has an
+optimizer of its own for scales. All steps are timed in turns in one process, since a machine's speed drifts; ratios are
+to the float step. PyTorch FX, PT2E (torchao) and Brevitas train 8 bits; what is not installed is named.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mbqc.frontend.trace import trace
-from mbqc.fused.graph import fuse_rectifiers
 from mbqc.fused.kernels import kernels_for
-from mbqc.ir.quantized import quantized_layers
 from mbqc.lookup import find_pass
+from mbqc.passes.train import Train
+from mbqc.passes.train.feeds import Fed
+from mbqc.passes.train.loop import Stepper
+from mbqc.passes.train.parallel.ranks import Ranks
+from mbqc.passes.train.task import Task
 from mbqc.pipeline import Context, Pipeline
-from mbqc.widths import resolve
 
 sys.path.insert(0, str(Path(__file__).parent / "resnet20_cifar10"))
 from model import ResNet20
 
 BATCH, BITS = 128, (8, 4, 2)
+ROUNDS = 1000
+"""Of a training whose first is timed again and again: its learning rate is the highest."""
 
 Step = Callable[[], None]
 Forward = Callable[[Tensor], Tensor]
@@ -62,11 +67,15 @@ def ours(x: Tensor, labels: Tensor) -> dict[str, Step]:
     steps = {"float": step_of(model, model, x, labels)}
     pipeline, context = Pipeline.parse("normalize,quant,bncorrect", find_pass), Context((x[:1],), calibration=[x])
     graph = pipeline.run(trace(network(), (x[:1],)), context).train().to(memory_format=torch.channels_last)
-    fused = fuse_rectifiers(graph)
     for bits in BITS:
-        widths = resolve(bits, quantized_layers(graph))
-        steps[f"mbqc, {bits} bits"] = step_of(lambda x, w=widths: fused(x, w), graph, x, labels)
+        stepper = Stepper(Task(graph, Train(rate=1e-4), (bits,), context, Ranks()), rounds=ROUNDS)
+        batch = {bits: Fed((x,), labels, None)}
+        steps[f"mbqc, {bits} bits"] = lambda stepper=stepper, batch=batch: stepper.round(batch, 0, 0, _nobody)
     return steps
+
+
+def _nobody(bits: int, fed: Fed, output: object, loss: float) -> None:
+    """Watches."""
 
 
 def fx_step(x: Tensor, labels: Tensor) -> Step:

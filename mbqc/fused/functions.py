@@ -65,7 +65,8 @@ def correct_moments(
     return cast(Tensor, _ThroughMoments.apply(corrected, quantized, weight, both)) if through else corrected  # type: ignore[no-untyped-call]
 
 
-# A convolution leaves no Python in the processor's caches: what is not looked up again in a backward saves time.
+# After a convolution Python's own data has left the processor's caches: attributes that a backward need not look up
+# again save time.
 
 
 class _QuantizeActivation(torch.autograd.Function):

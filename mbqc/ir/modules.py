@@ -95,7 +95,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros(len(bits), dtype=torch.float32))
 
     def forward(self, x: Tensor, widths: Widths, rectify: bool = False) -> Tensor:
-        """`x`, or `relu(x)` where `rectify` (`fused.graph`), on the grid of its width."""
+        """`x`, or `relu(x)` where `rectify` (see `train.rectifiers`), on the grid of its width."""
         if widths.is_float:
             return x.relu() if rectify else x
         bits = widths.governing(self.layers)

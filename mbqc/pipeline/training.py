@@ -39,7 +39,7 @@ class TrainingResult:
         pooled, separate: as `after`, with BatchNorm statistics re-estimated over all trained widths together, or for
             each width; empty where that was not asked for.
         epochs: their records.
-        seconds: by part: training, scoring, selecting, evaluating, BatchNorm, checkpoints.
+        seconds: by part: loading, training, scoring, selecting, evaluating, BatchNorm, checkpoints.
     """
 
     trained: tuple[int, ...]

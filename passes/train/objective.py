@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mbqc.fused.graph import fuse_rectifiers
 from mbqc.passes.train.distill import divergence
+from mbqc.passes.train.rectifiers import fuse_rectifiers
 from mbqc.passes.train.task import Task
 from mbqc.pipeline.data import Batch
 from mbqc.pipeline.objective import checked_loss, cross_entropy, each_tensor

@@ -299,7 +299,8 @@ def test_without_triton_torch_runs_on_a_gpu() -> None:
 def test_torch_stays_on_the_device_of_its_tensors() -> None:
     """And asks for no number, which there is none of here."""
     with FakeTensorMode():
-        weight, scale, scalar = (torch.empty(shape, device="meta").requires_grad_() for shape in ((4, 300), (4,), ()))
+        shapes = (4, 30, 3, 3), (4,), ()
+        weight, scale, scalar = (torch.empty(shape, device="meta").requires_grad_() for shape in shapes)
         quantized = functions.quantize_weight(weight, scale, 4, "round")
         functions.correct_moments(quantized, weight, scale, 4, "round", both=True, through=True).sum().backward()
         functions.quantize_activation(weight, scalar, scalar.detach(), 4).sum().backward()

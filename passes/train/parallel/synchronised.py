@@ -49,7 +49,8 @@ def _batch_norm(
 ) -> Tensor:
     with torch.no_grad():
         mean, variance, count = _moments(x, world)
-        if count < 2:
+        alone = x.numel() < 2 * x.shape[1]
+        if alone and float(count[0]) < 2:  # seldom asked, since the answer makes the host wait for a GPU
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -58,8 +59,8 @@ def _batch_norm(
     return cast(Tensor, _Normalize.apply(x, weight, bias, mean, variance, count, eps))  # type: ignore[no-untyped-call]
 
 
-def _moments(x: Tensor, world: int) -> tuple[Tensor, Tensor, int]:
-    """Mean and population variance [C] of the batch of all ranks, and how many values a channel has.
+def _moments(x: Tensor, world: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and population variance [C] of the batch of all ranks, and how many values each channel has.
 
     Joined from the moments of each rank, as in Chan et al. 1979, equations 1.1: no difference of large sums.
     """
@@ -73,7 +74,7 @@ def _moments(x: Tensor, world: int) -> tuple[Tensor, Tensor, int]:
     total = counts.sum(0)
     mean = (counts * means).sum(0) / total
     variance = (counts * (variances + (means - mean).square())).sum(0) / total
-    return mean, variance, int(total[0])
+    return mean, variance, total
 
 
 class _Normalize(torch.autograd.Function):
@@ -87,18 +88,18 @@ class _Normalize(torch.autograd.Function):
         bias: Tensor | None,
         mean: Tensor,
         variance: Tensor,
-        count: int,
+        count: Tensor,
         eps: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, variance)
-        ctx.count, ctx.eps = count, eps
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
         return nn.functional.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With g the gradient, u the normalized input: dx = gain (g - mean(g) - u mean(g u)), means over all ranks."""
-        x, weight, mean, variance = ctx.saved_tensors
+        x, weight, mean, variance, count = ctx.saved_tensors
         deviation = (variance + ctx.eps).sqrt()
         dx, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
@@ -106,8 +107,8 @@ class _Normalize(torch.autograd.Function):
         sums = torch.stack([by_bias, by_weight]).to(mean.dtype)
         dist.all_reduce(sums)
         gain = 1 / deviation if weight is None else weight.to(mean.dtype) / deviation
-        slope = -gain * sums[1] / (ctx.count * deviation)
-        constant = -gain * sums[0] / ctx.count - slope * mean
+        slope = -gain * sums[1] / (count * deviation)
+        constant = -gain * sums[0] / count - slope * mean
         shape = (1, -1, *[1] * (x.dim() - 2))
         dx = dx.to(mean.dtype) + x * slope.reshape(shape) + constant.reshape(shape)
         learns = ctx.needs_input_grad

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mbqc.frontend.trace import trace
-from mbqc.fused.graph import fuse_rectifiers
 from mbqc.ir.quantized import quantized_layers
 from mbqc.lookup import find_pass
+from mbqc.passes.train.rectifiers import fuse_rectifiers
 from mbqc.pipeline import Context, Pipeline
 from mbqc.widths import FLOAT, resolve
 
