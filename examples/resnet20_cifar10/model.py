@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+Batch = tuple[Tensor, Tensor]
 
 DATA = Path(os.environ.get("MBQC_DATA", "~/.cache/mbqc-data")).expanduser() / "cifar10"
 WEIGHTS = Path(os.environ.get("MBQC_RESNET20_WEIGHTS", Path(__file__).with_name("weights.safetensors"))).expanduser()
@@ -115,13 +118,13 @@ def normalise(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - MEAN) / STD
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def augment(pixels: Tensor) -> Tensor:
     """Shift each image by up to 4 pixels (zeros come in) and mirror half of them, the whole batch at once."""
     count = len(pixels)
     padded = nn.functional.pad(pixels, (4, 4, 4, 4))
-    top, left = torch.randint(0, 9, (2, count, 1), generator=generator)
+    top, left = torch.randint(0, 9, (2, count, 1))
     rows, columns = top + torch.arange(32), left + torch.arange(32)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    mirrored = torch.rand(count, 1) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
     image, colour = torch.arange(count)[:, None, None, None], torch.arange(3)[None, :, None, None]
     return padded[image, colour, rows[:, None, :, None], columns[:, None, None, :]]
@@ -133,25 +136,29 @@ def calibration_data() -> Iterator[Tensor]:
     return (normalise(batch) for batch in pixels[:CALIBRATION_IMAGES].split(128))
 
 
-class TrainBatches:
-    """Augmented training batches in a new order on every iteration; the same sequence in every process."""
+class AugmentedImages(Dataset[Batch]):
+    """Labelled images, read a batch at once; they are shifted and mirrored as torch's random numbers fall."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, batch: int, seed: int) -> None:
-        self.pixels, self.labels, self.batch = pixels, labels, batch
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels, self.labels = pixels, labels
 
     def __len__(self) -> int:
-        return len(self.pixels) // self.batch
+        return len(self.labels)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.pixels), generator=self.generator)
-        for pick in order[: len(self) * self.batch].split(self.batch):
-            yield normalise(augment(self.pixels[pick], self.generator)), self.labels[pick]
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The samples of `indices` as one batch."""
+        pick = torch.tensor(indices)
+        return normalise(augment(self.pixels[pick])), self.labels[pick]
 
 
-def train_data() -> TrainBatches:
+def train_data() -> DataLoader[Batch]:
     """Shifted and mirrored training images in batches of 128."""
-    return TrainBatches(*train_images(), batch=128, seed=0)
+    dataset = AugmentedImages(*train_images())
+    return DataLoader(dataset, batch_size=128, shuffle=True, drop_last=True, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def eval_data() -> Iterator[tuple[Tensor, Tensor]]:
