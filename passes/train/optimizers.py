@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
@@ -47,11 +48,12 @@ class WeightOptimizer:
 
     def step(self, rate: float) -> None:
         """One step along the gradients, at a learning rate."""
-        for table, rows in zip(self._tables, self._rows, strict=True):
-            gradient = table.grad
-            used = gradient.any(1).tolist() if gradient is not None else ()  # at once: each answer makes the host wait
-            for index, row in enumerate(rows):
-                row.grad = gradient[index] if gradient is not None and used[index] else None
+        gradients = [torch.zeros_like(table) if table.grad is None else table.grad for table in self._tables]
+        if gradients:
+            used = torch.cat([each.any(1) for each in gradients]).tolist()  # at once: an answer makes the host wait
+            rows = zip(itertools.chain(*self._rows), itertools.chain(*gradients), used, strict=True)
+            for row, gradient, moves in rows:
+                row.grad = gradient if moves else None
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
