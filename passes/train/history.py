@@ -23,10 +23,7 @@ def write_history(folder: Path, result: TrainingResult) -> None:
     """
     seconds = {part: round(value, 3) for part, value in result.seconds.items()}
     text = msgspec.json.format(msgspec.json.encode(replace(result, seconds=seconds)), indent=2)
-    try:
-        write_atomically(folder / HISTORY, text)
-    except OSError as error:
-        raise CheckpointError(f"cannot write: {error.strerror or error}", where=str(folder / HISTORY)) from error
+    _write(folder / HISTORY, text)
 
 
 def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -> bool:

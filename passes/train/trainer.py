@@ -41,7 +41,7 @@ class Trainer:
     def __init__(self, task: Task) -> None:
         self.graph, options = task.graph, task.options
         self._graph, self._options, self._bits, self._context = task.graph, options, task.bits, task.context
-        self._ranks, self._state, self._frozen = task.ranks, State(), False
+        self._ranks, self._state = task.ranks, State()
         self._due = False  # a checkpoint, which waits while a width is in doubt
         self._feeds = Feeds(task)
         self._subsets: Subsets | None = None
@@ -71,6 +71,8 @@ class Trainer:
             self._state = resumed
             self._feeds.replay(resumed.epoch)
         self._graph.train()
+        if self._frozen(self._state.done - 1):
+            self._stepper.freeze_statistics()
         with interruptible() as interrupt, self._context.progress("training", self._rounds) as advance:
             for _ in range(self._state.done):
                 advance()
@@ -135,12 +137,15 @@ class Trainer:
 
     def _round(self, batches: dict[int, Fed]) -> None:
         state = self._state
-        if not self._frozen and state.done >= (1.0 - self._options.bn_freeze) * self._rounds:
+        if self._frozen(state.done) and not self._frozen(state.done - 1):
             self._stepper.freeze_statistics()
-            self._frozen = True
         with state.clock("training"):
             self._stepper.round(batches, state.epoch, state.done, self._observe)
         state.round, state.done = state.round + 1, state.done + 1
+
+    def _frozen(self, done: int) -> bool:
+        """Whether BatchNorm statistics stand still in the round after `done` others."""
+        return done >= (1.0 - self._options.bn_freeze) * self._rounds
 
     def _observe(self, bits: int, fed: Fed, output: Any, loss: float) -> None:
         """After the step of a width."""
@@ -171,7 +176,7 @@ class Trainer:
                 loss={bits: mean.value for bits, mean in sorted(state.losses.items(), reverse=True)},
                 metric=judged,
                 clamped={bits: mean.value for bits, mean in state.clamped.items()},
-                frozen=self._frozen,
+                frozen=self._frozen(state.done - 1),
             )
         )
         state.epoch, state.round, state.losses, state.clamped = state.epoch + 1, 0, {}, {}

@@ -32,20 +32,35 @@ class Stopped(BaseException):
     """What a kill looks like from within: nothing is caught, nothing is saved."""
 
 
-def stop_after(calls: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss after so many calls of which the process is gone."""
-    left = iter(range(calls))
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        if next(left, None) is None:
-            raise Stopped
-        return torch.nn.functional.cross_entropy(output, target)
-
-    return loss
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def same_loss(output: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(output, target)
+
+
+def stop_after(calls: int, loss: Loss = same_loss) -> Loss:
+    """A loss after so many calls of which the process is gone."""
+    left = iter(range(calls))
+
+    def stopping(output: Tensor, target: Tensor) -> Tensor:
+        if next(left, None) is None:
+            raise Stopped
+        return loss(output, target)
+
+    return stopping
+
+
+def sigterm_at(call: int) -> Loss:
+    """A loss that tells the process to end at one of its calls."""
+    calls = iter(range(1000))
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return same_loss(output, target)
+
+    return loss
 
 
 def generated() -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,12 +107,14 @@ def test_scores_of_augmented_samples(tmp_path: Path, kill: int) -> None:
     _resumed_equals_unbroken(tmp_path, options, Noisy, kill)
 
 
-def _resumed_equals_unbroken(folder: Path, options: str, data: Callable[[], object], kill: int) -> None:
-    whole, result = trained(options, context(data(), loss=same_loss))
+def _resumed_equals_unbroken(
+    folder: Path, options: str, data: Callable[[], object], kill: int, loss: Loss = same_loss
+) -> None:
+    whole, result = trained(options, context(data(), loss=loss))
     with pytest.raises(Stopped):
-        trained(options, context(data(), folder, loss=stop_after(kill)))
+        trained(options, context(data(), folder, loss=stop_after(kill, loss)))
     saved = any(folder.glob("step-*"))
-    again, resumed = trained(options, context(data(), folder, resume=saved, loss=same_loss))
+    again, resumed = trained(options, context(data(), folder, resume=saved, loss=loss))
     assert differing(weights(whole), weights(again)) == []
     assert resumed.epochs == result.epochs
     assert resumed.after == result.after
@@ -107,12 +124,14 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     """A real process, killed again and again until it gets through."""
     options, draw = OPTIONS["plain"], random.Random(0)
     whole, _ = trained(options)
-    kills, finished = 0, False
+    kills, resumes, finished = 0, 0, False
     while not finished:
+        resume = any(tmp_path.glob("step-*"))
+        resumes += resume
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)  # a fork has none of its parent's others
-            trained(options, context(folder=tmp_path, resume=any(tmp_path.glob("step-*"))))
+            trained(options, context(folder=tmp_path, resume=resume))
             os._exit(0)
         time.sleep(draw.uniform(0.0, 0.1 * (1 + kills)))  # the first is dead before it has trained
         os.kill(child, signal.SIGKILL)
@@ -121,20 +140,26 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
         kills += not finished
     again, _ = trained(options, context(folder=tmp_path, resume=True))
     assert kills > 0
+    assert resumes > 0
     assert differing(weights(whole), weights(again)) == []
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    calls = iter(range(100))
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        if next(calls) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return torch.nn.functional.cross_entropy(output, target)
-
     with pytest.raises(MbqcError, match=r"stopped by SIGTERM after 4 rounds.*\n.*--resume"):
-        trained("epochs=3,checkpoint=1000", context(folder=tmp_path, loss=loss))
+        trained("epochs=3,checkpoint=1000", context(folder=tmp_path, loss=sigterm_at(10)))
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000004.safetensors"]
+
+
+def test_an_epoch_that_is_only_closed_after_the_stop_has_the_same_record(tmp_path: Path) -> None:
+    """Statistics freeze in the second epoch, and stay frozen in the third."""
+    options = "epochs=3,evaluate=0,bn_freeze=0.5"
+    whole, result = trained(options, context(loss=same_loss))
+    assert [record.frozen for record in result.epochs] == [False, True, True]
+    with pytest.raises(MbqcError, match="stopped by SIGTERM after 12 rounds"):
+        trained(options, context(folder=tmp_path, loss=sigterm_at(36)))  # the last of 12 rounds of 3 widths
+    again, resumed = trained(options, context(folder=tmp_path, resume=True, loss=same_loss))
+    assert resumed.epochs == result.epochs
+    assert differing(weights(whole), weights(again)) == []
 
 
 def test_another_model_or_other_options_are_refused(tmp_path: Path) -> None:
