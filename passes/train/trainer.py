@@ -16,7 +16,7 @@ from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
 from mbqc.passes.train.checkpoint.saving import Part, Saver
 from mbqc.passes.train.coreset.subsets import Subsets
-from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round
+from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round, seeded
 from mbqc.passes.train.history import draw_curves, write_history
 from mbqc.passes.train.judge import all_metrics, metrics, prepared
 from mbqc.passes.train.loop import Stepper
@@ -139,7 +139,9 @@ class Trainer:
         state = self._state
         if self._frozen(state.done) and not self._frozen(state.done - 1):
             self._stepper.freeze_statistics()
-        with state.clock("training"):
+        # after a resume the rounds before were read, but not trained: a loss must not draw what reading draws from
+        seed = f"{self._context.seed} round {state.done} {self._ranks.rank}"
+        with state.clock("training"), seeded(seed, self._ranks.device):
             self._stepper.round(batches, state.epoch, state.done, self._observe)
         state.round, state.done = state.round + 1, state.done + 1
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -37,6 +38,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def same_loss(output: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(output, target)
+
+
+def drawing_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Draws from all generators that a user may know."""
+    noise = torch.randn_like(output) + random.random() + torch.tensor(np.random.rand(*output.shape))
+    return same_loss(output + 0.1 * noise, target)
 
 
 def stop_after(calls: int, loss: Loss = same_loss) -> Loss:
@@ -105,6 +112,11 @@ def test_scores_of_augmented_samples(tmp_path: Path, kill: int) -> None:
     """Scoring draws random numbers too, between epochs."""
     options = "epochs=4,checkpoint=1,coreset=el2n,selection=top,keep=0.5,resample=1,bn_freeze=0,reestimate=pooled"
     _resumed_equals_unbroken(tmp_path, options, Noisy, kill)
+
+
+@pytest.mark.parametrize("data", ["tensors", "dataset", "loader", "own order"])
+def test_a_loss_that_draws_random_numbers(tmp_path: Path, data: str) -> None:
+    _resumed_equals_unbroken(tmp_path, "epochs=2,checkpoint=2,evaluate=0", DATA[data], 9, drawing_loss)
 
 
 def _resumed_equals_unbroken(
