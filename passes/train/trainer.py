@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from mbqc.errors import DataError, MbqcError
+from mbqc.ir.annotations import Sensitivity, Switching, drop_annotations
 from mbqc.ir.norms import estimate, nearest_rows, trained_rows, unfreeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
@@ -51,6 +52,7 @@ class Trainer:
             small = options.epochs - options.coreset_warmup
             self._rounds += small * (self._feeds.rounds(options.keep) - self._feeds.rounds())
         self._stepper = Stepper(task, self._rounds)
+        drop_annotations(task.graph, Sensitivity, Switching)  # of weights that will no longer be there
         parts: dict[str, Part] = {"weights": self._stepper.weights, "scales": self._stepper.scales}
         if self._subsets is not None:
             parts["subsets"] = self._subsets
@@ -65,10 +67,11 @@ class Trainer:
         """
         resumed = self._saver.start()
         if resumed is None:
+            self._state.switching = self._stepper.draws
             with self._state.clock("evaluating"):
                 self._state.exact, self._state.before = all_metrics(self._graph, self._context)
         else:
-            self._state = resumed
+            self._state, self._stepper.draws = resumed, resumed.switching
             self._feeds.replay(resumed.epoch)
         self._graph.train()
         if self._frozen(self._state.done - 1):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import Protocol
 
 from safetensors.torch import save
 from torch import Tensor, fx
 
 from mbqc.errors import CheckpointError
+from mbqc.ir.modules import ActivationQuantizer, WeightQuantizer, WidthBatchNorm
 from mbqc.ir.text import print_graph
-from mbqc.passes.train.checkpoint.store import Checkpoint, Identity, Store
+from mbqc.passes.train.checkpoint.store import Checkpoint, Store
 from mbqc.passes.train.state import State
 from mbqc.passes.train.task import Task
-from mbqc.spec import format_dataclass
+from mbqc.pipeline import Pass
+from mbqc.pipeline.pipeline import passes_of
+from mbqc.spec import options_of
+from mbqc.values import format_value
 
 
 class Part(Protocol):
@@ -31,7 +36,7 @@ class Saver:
     """Writes and reads the checkpoints of one training in `context.folder`; without a folder nothing is kept.
 
     Args:
-        task: its graph as it is before training.
+        task: its graph as it is before training, without annotations that a pass has measured.
         parts: what is stored beside the graph, by name.
         data: what tells the data from others, in words.
     """
@@ -40,8 +45,7 @@ class Saver:
         self._graph, self._parts, self._context, self._ranks = task.graph, parts, task.context, task.ranks
         self._store: Store[State] | None = None
         if (folder := task.context.folder) is not None:
-            text = f"{format_dataclass(task.options, task.options.name)}, seed {task.context.seed}, {data}"
-            self._store = Store(folder, Identity(_fingerprint(task.graph), text), State)
+            self._store = Store(folder, _identity(task, data), State)
             if task.ranks.is_first:
                 self._store.prepare()
 
@@ -90,7 +94,38 @@ def _of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
 
 
+def _identity(task: Task, data: str) -> dict[str, str]:
+    """What a user gave that decides the numbers; nothing measured: threads of another number round in another way."""
+    passes = (*passes_of(task.graph), task.options)
+    return {
+        "mbqc": version("mbqc"),
+        "model": _fingerprint(task.graph),
+        "seed": str(task.context.seed),
+        "data": data,
+        "passes": ",".join(item.name for item in passes),
+        **_options(passes),
+    }
+
+
+def _options(passes: Iterable[Pass]) -> dict[str, str]:
+    """The options of all passes, those left at their defaults too: another mbqc may have others."""
+    found: dict[str, str] = {}
+    for item in passes:
+        for option in options_of(type(item)):
+            name, value = f"{item.name} {option.name}", format_value(getattr(item, option.name))
+            found[name] = f"{found[name]}, then {value}" if name in found else value
+    return found
+
+
 def _fingerprint(graph: fx.GraphModule) -> str:
-    """What tells one graph from another: its text and all its numbers."""
-    tensors = {name: value.detach().to("cpu", copy=True) for name, value in graph.state_dict().items()}
+    """Of a graph's text, and of its numbers but those that passes measure."""
+    numbers = graph.state_dict()
+    for name, module in graph.named_modules(remove_duplicate=False):
+        if isinstance(module, WeightQuantizer | ActivationQuantizer):
+            for key in module.state_dict():
+                del numbers[f"{name}.{key}"]
+        if isinstance(module, WidthBatchNorm):  # row 0 is the float model's
+            for key in ("running_mean", "running_var"):
+                numbers[f"{name}.{key}"] = numbers[f"{name}.{key}"][0]
+    tensors = {name: value.detach().to("cpu", copy=True) for name, value in numbers.items()}
     return hashlib.sha256(print_graph(graph).encode() + save(tensors)).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -12,11 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils.data import DataLoader
 
 from mbqc.errors import CheckpointError, MbqcError
-from tests.passes.train.small import BATCH, SAMPLES, Noisy, context, differing, stripes, trained, weights
+from mbqc.ir.annotations import Sensitivity, Switching, annotate, find_annotation
+from mbqc.ir.modules import ActivationQuantizer, WeightQuantizer, WidthBatchNorm
+from tests.passes.train.small import (
+    BATCH,
+    QUANTIZED,
+    SAMPLES,
+    Noisy,
+    context,
+    differing,
+    quantized,
+    run,
+    stripes,
+    trained,
+    weights,
+)
 
 EPOCHS = 3
 OPTIONS = {
@@ -174,18 +189,97 @@ def test_an_epoch_that_is_only_closed_after_the_stop_has_the_same_record(tmp_pat
     assert differing(weights(whole), weights(again)) == []
 
 
-def test_another_model_or_other_options_are_refused(tmp_path: Path) -> None:
-    trained("epochs=1", context(folder=tmp_path))
-    with pytest.raises(CheckpointError, match=r"options: saved train\{epochs=1,batch=16\}.*now train\{epochs=2"):
-        trained("epochs=2", context(folder=tmp_path, resume=True))
-    with pytest.raises(CheckpointError, match="model: saved"):
-        trained("epochs=1", context(folder=tmp_path, resume=True), "normalize,quant{ladder=shift},bncorrect")
+# Whose checkpoints these are
 
 
-def test_other_data_is_refused(tmp_path: Path) -> None:
+MEASURED = {
+    "switching distributions": (f"{QUANTIZED},hasb{{probes=2}}", "switch=hasb"),
+    "statistics by width": (f"{QUANTIZED}{{moments=none,statistics=width,affine=width}}", "scales=log"),
+    "limits of raw scales": (QUANTIZED, "scales=raw,scale_rate=0.1"),
+}
+
+
+@pytest.mark.parametrize("case", MEASURED)
+def test_what_passes_measure_goes_on_as_it_was_measured_first(tmp_path: Path, case: str) -> None:
+    """Another number of threads adds up in another order, so that the same passes find other last digits."""
+    passes, options = MEASURED[case]
+    graph = quantized(passes)
+    options = f"train{{batch={BATCH},epochs=1,checkpoint=2,bn_freeze=0,{options}}}"
+    whole = run(options, graph, context(loss=same_loss))
+    with pytest.raises(Stopped):
+        run(options, graph, context(folder=tmp_path, loss=stop_after(10)))
+    elsewhere = measured_elsewhere(graph)
+    assert differing(weights(whole), weights(run(options, elsewhere, context(loss=same_loss)))) != []
+    again = run(options, elsewhere, context(folder=tmp_path, resume=True, loss=same_loss))
+    assert differing(weights(whole), weights(again)) == []
+
+
+def measured_elsewhere(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with other numbers where passes measure them."""
+    other = copy.deepcopy(graph)
+    for module in other.modules():
+        if isinstance(module, WeightQuantizer | ActivationQuantizer):
+            module.scale.data *= 1.01
+        if isinstance(module, WidthBatchNorm):
+            module.running_mean[1:] += 0.01
+            module.running_var[1:] *= 1.01
+    for node in other.graph.nodes:
+        if find_annotation(node, Switching) is not None:
+            annotate(node, Sensitivity(1.0, 0.1, 0.01, 2))
+            annotate(node, Switching((8, 4, 2), (0.2, 0.3, 0.5)))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("epochs=2", r"data: saved 6 rounds .*, now 12 rounds .*; train epochs: saved 1, now 2\n"),
+        ("epochs=1,rate=0.1", r"belongs to another run; train rate: saved 0\.002, now 0\.1\n"),
+    ],
+)
+def test_other_options_are_refused(tmp_path: Path, options: str, told: str) -> None:
     trained("epochs=1", context(folder=tmp_path))
-    more = context(stripes(2 * SAMPLES), tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"6 rounds on 96 samples in batches of 16, now .* 12 rounds on 192"):
+    with pytest.raises(CheckpointError, match=told):
+        trained(options, context(folder=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("passes", "told"),
+    [
+        (f"{QUANTIZED},hasb{{probes=3}}", r"run; hasb probes: saved 2, now 3\n"),
+        ("normalize,quant{calibration=mse},bncorrect,hasb{probes=2}", r"run; quant calibration: saved gauss_newton,"),
+        ("normalize,quant{ladder=shift},bncorrect,hasb{probes=2}", r"run; model: saved \w+, now \w+; quant ladder: "),
+        (QUANTIZED, r"; passes: saved normalize,quant,bncorrect,hasb,train, now normalize,quant,bncorrect,train; "),
+    ],
+)
+def test_other_options_of_passes_before_are_refused(tmp_path: Path, passes: str, told: str) -> None:
+    trained("epochs=1", context(folder=tmp_path), f"{QUANTIZED},hasb{{probes=2}}")
+    with pytest.raises(CheckpointError, match=told):
+        trained("epochs=1", context(folder=tmp_path, resume=True), passes)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean", "1.bias"])
+@pytest.mark.parametrize("passes", [QUANTIZED, MEASURED["statistics by width"][0]])
+def test_another_model_is_refused(tmp_path: Path, passes: str, name: str) -> None:
+    trained("epochs=1", context(folder=tmp_path), passes)
+    graph = copy.deepcopy(quantized(passes))
+    graph.state_dict()[name].view(-1)[0] += 1  # of statistics by width, those of the float model
+    with pytest.raises(CheckpointError, match=r"belongs to another run; model: saved \w+, now \w+\n"):
+        run(f"train{{batch={BATCH},epochs=1}}", graph, context(folder=tmp_path, resume=True))
+
+
+def test_another_mbqc_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained("epochs=1", context(folder=tmp_path))
+    monkeypatch.setattr("mbqc.passes.train.checkpoint.saving.version", lambda name: "9")
+    with pytest.raises(CheckpointError, match=r"mbqc: saved \S+, now 9\n"):
+        trained("epochs=1", context(folder=tmp_path, resume=True))
+
+
+def test_other_data_and_another_seed_are_refused(tmp_path: Path) -> None:
+    trained("epochs=1", context(folder=tmp_path))
+    more = context(stripes(2 * SAMPLES), tmp_path, resume=True, seed=1)
+    told = r"seed: saved 0, now 1; data: saved 6 rounds on 96 samples in batches of 16, now 12 rounds on 192"
+    with pytest.raises(CheckpointError, match=told):
         trained("epochs=1", more)
 
 
