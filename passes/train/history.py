@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +27,7 @@ def write_history(folder: Path, result: TrainingResult) -> None:
     _write(folder / HISTORY, text)
 
 
-def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -> bool:
+def draw_curves(folder: Path, records: Sequence[EpochRecord], exact: float | None) -> bool:
     """Draws loss and metric of each width over the epochs; False where matplotlib is not installed.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import fx
@@ -90,12 +91,15 @@ class Trainer:
             self._context.report.add("train", "fallback", "", message)
         result = self._result()
         folder = self._context.folder
-        if folder is not None and self._ranks.is_first:
-            write_history(folder, result)
-            if not draw_curves(folder, self._state.records, self._state.exact):
-                missing = "no curves: matplotlib is missing (pip install 'mbqc[plot]')"
-                self._context.report.add("train", "info", "", missing)
+        if folder is not None:
+            self._ranks.by_first(lambda: self._write(folder, result))
         return result
+
+    def _write(self, folder: Path, result: TrainingResult) -> None:
+        write_history(folder, result)
+        if not draw_curves(folder, result.epochs, result.exact):
+            missing = "no curves: matplotlib is missing (pip install 'mbqc[plot]')"
+            self._context.report.add("train", "info", "", missing)
 
     def _epoch(self, interrupt: Interrupt, advance: Advance) -> None:
         """One epoch, or the rest of it."""
@@ -188,8 +192,8 @@ class Trainer:
         self._due = True
         if not state.watch.in_doubt:
             self._save()
-        if self._context.folder is not None and self._ranks.rank == 0:
-            write_history(self._context.folder, self._so_far({}))
+        if (folder := self._context.folder) is not None:
+            self._ranks.by_first(lambda: write_history(folder, self._so_far({})))
 
     def _save(self) -> None:
         self._saver.save(self._state)

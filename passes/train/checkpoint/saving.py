@@ -35,6 +35,8 @@ class Part(Protocol):
 class Saver:
     """Writes and reads the checkpoints of one training in `context.folder`; without a folder nothing is kept.
 
+    Of several ranks the first one alone touches the folder; what it cannot do there ends all.
+
     Args:
         task: its graph as it is before training, without annotations that a pass has measured.
         parts: what is stored beside the graph, by name.
@@ -46,47 +48,55 @@ class Saver:
         self._store: Store[State] | None = None
         if (folder := task.context.folder) is not None:
             self._store = Store(folder, _identity(task, data), State)
-            if task.ranks.is_first:
-                self._store.prepare()
 
     def save(self, state: State) -> None:
-        """Stores where the training stands; all ranks call it, the first one writes.
+        """Stores where the training stands; all ranks call it.
 
         Raises:
             CheckpointError: it cannot be written; earlier ones are still there.
         """
-        if self._store is None:
+        if (store := self._store) is None:
             return
         tensors = {f"graph.{name}": value for name, value in self._graph.state_dict().items()}
         for part, owner in self._parts.items():
             tensors |= {f"{part}.{name}": value for name, value in owner.state().items()}
-        if not self._ranks.is_first:
-            return
         with state.clock("checkpoints"):
-            self._store.save(Checkpoint(state.done, tensors, state))
+            self._ranks.by_first(lambda: store.save(Checkpoint(state.done, tensors, state)))
 
     def start(self) -> State | None:
-        """Where to go on, the graph and all parts as they were there; None to start anew.
+        """Where to go on, the graph and all parts as they were there; None to start anew. All ranks call it.
 
         Raises:
-            CheckpointError: there are checkpoints and nobody asked to resume, or none that fits where somebody did.
+            CheckpointError: nothing can be kept in the folder, there are checkpoints and nobody asked to resume, or
+                none that fits where somebody did.
         """
-        if self._store is None:
+        if (store := self._store) is None:
             return None
+        tensors: dict[str, Tensor] = {}
+        state = self._ranks.by_first(lambda: self._read(store, tensors))
+        if state is None:
+            return None
+        tensors = self._ranks.tensors_of_first(tensors)
+        self._graph.load_state_dict(_of("graph", tensors))
+        for part, owner in self._parts.items():
+            owner.restore(_of(part, tensors))
+        return state
+
+    def _read(self, store: Store[State], tensors: dict[str, Tensor]) -> State | None:
+        """The state of the newest checkpoint, if it is to be resumed; its tensors are added to `tensors`."""
+        store.prepare()
         if not self._context.resume:
-            if self._store.steps():
+            if store.steps():
                 raise CheckpointError(
                     "there are checkpoints of an earlier training",
-                    where=str(self._store.folder),
+                    where=str(store.folder),
                     hint="go on with --resume, or name an empty folder",
                 )
             return None
-        found = self._store.latest(lambda text: self._context.report.add("train", "warning", "", text))
+        found = store.latest(lambda text: self._context.report.add("train", "warning", "", text))
         if found is None:
-            raise CheckpointError("there is no checkpoint to resume from", where=str(self._store.folder))
-        self._graph.load_state_dict(_of("graph", found.tensors))
-        for part, owner in self._parts.items():
-            owner.restore(_of(part, found.tensors))
+            raise CheckpointError("there is no checkpoint to resume from", where=str(store.folder))
+        tensors.update(found.tensors)
         return found.facts
 
 
