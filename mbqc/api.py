@@ -82,7 +82,8 @@ def compile(
         metric: `metric(output, target)`, higher is better; by default top-1 accuracy in percent.
         seed: of everything random.
         folder: where `train` keeps checkpoints, history and curves; None to keep nothing.
-        resume: whether `train` goes on from the newest checkpoint in `folder`.
+        resume: whether `train` goes on from the newest checkpoint in `folder`, bit for bit unless a Dataset draws from
+            a generator of its own.
         device: where `train` computes: `cpu`, `cuda` (under torchrun to each process its own), or `cuda:1` for one GPU
             of several. All else computes on the CPU.
 

@@ -102,11 +102,12 @@ class Pipeline:
                 raise PipelineError(f"nothing can run after the Program is made, but {item.name} follows")
             for instrument in instruments:
                 instrument.before(index, item, current)
-            held = properties_of(current)
+            held, ran = properties_of(current), passes_of(current)
             current = _run_pass(item, current, context)
             if isinstance(current, fx.GraphModule):
                 kept = held - {p.name for p in item.clears}
                 current.meta["properties"] = kept | {p.name for p in item.sets}
+                current.meta["passes"] = (*ran, item)
             for instrument in instruments:
                 instrument.after(index, item, current)
         return current
@@ -117,6 +118,13 @@ def properties_of(graph: fx.GraphModule) -> frozenset[str]:
     held = graph.meta.get("properties", frozenset())
     assert isinstance(held, frozenset)
     return held
+
+
+def passes_of(graph: fx.GraphModule) -> tuple[Pass, ...]:
+    """The passes that made a graph of the traced one, in their order."""
+    ran = graph.meta.get("passes", ())
+    assert isinstance(ran, tuple)
+    return ran
 
 
 def _repeatable(item: Pass) -> bool:

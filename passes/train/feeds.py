@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -189,8 +190,19 @@ class Feeds:
         return Fed(tuple(inside), outside, indices)
 
 
+@contextmanager
+def seeded(text: str, device: torch.device) -> Iterator[None]:
+    """What is drawn within the block depends on `text` alone, and what is drawn behind it not on the block."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seed_everything(text)
+        yield
+    np.random.set_state(numpy_state)
+    random.setstate(python_state)
+
+
 def seed_everything(text: str) -> None:
-    """Seeds what a user's augmentation may draw from."""
+    """Seeds what a user's augmentation or loss may draw from."""
     draw = random.Random(text)
     torch.manual_seed(draw.getrandbits(63))
     np.random.seed(draw.getrandbits(32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -23,13 +24,10 @@ def write_history(folder: Path, result: TrainingResult) -> None:
     """
     seconds = {part: round(value, 3) for part, value in result.seconds.items()}
     text = msgspec.json.format(msgspec.json.encode(replace(result, seconds=seconds)), indent=2)
-    try:
-        write_atomically(folder / HISTORY, text)
-    except OSError as error:
-        raise CheckpointError(f"cannot write: {error.strerror or error}", where=str(folder / HISTORY)) from error
+    _write(folder / HISTORY, text)
 
 
-def draw_curves(folder: Path, records: list[EpochRecord], exact: float | None) -> bool:
+def draw_curves(folder: Path, records: Sequence[EpochRecord], exact: float | None) -> bool:
     """Draws loss and metric of each width over the epochs; False where matplotlib is not installed.
 
     Raises:

@@ -35,6 +35,9 @@ class Stepper:
 
     Args:
         rounds: how many rounds there will be in all.
+
+    Attributes:
+        draws: from what each layer draws its width; empty where none does.
     """
 
     def __init__(self, task: Task, rounds: int) -> None:
@@ -46,9 +49,9 @@ class Stepper:
         self.weights = WeightOptimizer(graph, options.weight_decay)
         self.scales = ScaleOptimizer(graph, options.scales, options.alrs)
         self._layers, self._norms = quantized_layers(graph), parameter_norms(graph)
-        self._draws: dict[str, Switching] = {}
+        self.draws: dict[str, Switching] = {}
         if options.switch != "none":
-            self._draws = self._ranks.of_first(draws_of(graph, options.switch, self._bits))
+            self.draws = self._ranks.of_first(draws_of(graph, options.switch, self._bits))
         self._dtype = next(graph.parameters()).dtype
 
     @property
@@ -100,10 +103,10 @@ class Stepper:
 
     def _widths(self, bits: int, epoch: int, draw: Random) -> Widths:
         widths = resolve(bits, self._layers)
-        if not self._draws:
+        if not self.draws:
             return widths
         chance = self._options.switch_most * (epoch + 1) / self._options.epochs
-        return switched(widths, self._layers, self._draws, chance, draw)
+        return switched(widths, self._layers, self.draws, chance, draw)
 
     def _backward(
         self, bits: int, batch: Fed, widths: Widths, highest: Tensor | None, share: float

@@ -112,13 +112,14 @@ class ScaleOptimizer:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return {"vector": self._vector.detach(), **adam_state(self._adam)}
+        return {"vector": self._vector.detach(), "least": self._least, **adam_state(self._adam)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes on from `state()`; the scales themselves are the graph's."""
         with torch.no_grad():
             self._vector.copy_(state["vector"])
-        restore_adam(self._adam, {name: value for name, value in state.items() if name != "vector"})
+            self._least.copy_(state["least"])
+        restore_adam(self._adam, {name: value for name, value in state.items() if name not in ("vector", "least")})
 
 
 def adam_state(adam: torch.optim.Adam) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from mbqc.ir.annotations import Switching
 from mbqc.passes.train.forgetting import Watch
 from mbqc.pipeline.training import EpochRecord
 
@@ -32,6 +33,7 @@ class Mean:
 @dataclass
 class State:
     """Attributes:
+    switching: from what each layer draws its width, as it was measured before training.
     exact, before: the metric of the float model and of each width before training.
     epoch, round: the next round, both counted from 0.
     done: rounds since the start.
@@ -42,6 +44,7 @@ class State:
     seconds: by part.
     """
 
+    switching: dict[str, Switching] = field(default_factory=dict)
     exact: float | None = None
     before: dict[int, float] = field(default_factory=dict)
     epoch: int = 0

@@ -12,7 +12,6 @@ from torch import fx
 
 from mbqc.devices import CPU
 from mbqc.errors import PassError, PipelineError
-from mbqc.ir.annotations import Sensitivity, Switching, drop_annotations
 from mbqc.ir.graph import place
 from mbqc.ir.modules import ActivationQuantizer
 from mbqc.ir.quantized import quantized_layers
@@ -203,7 +202,6 @@ class Train(Pass):
                 place(graph, CPU)
         trained = trainer.graph.float().eval()
         place(trained, CPU)
-        drop_annotations(trained, Sensitivity, Switching)  # of weights that are no longer there
         return trained
 
     def _bits(self, graph: fx.GraphModule) -> tuple[int, ...]:

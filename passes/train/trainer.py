@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import fx
 
 from mbqc.errors import DataError, MbqcError
+from mbqc.ir.annotations import Sensitivity, Switching, drop_annotations
 from mbqc.ir.norms import estimate, nearest_rows, trained_rows, unfreeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
 from mbqc.passes.train.checkpoint.saving import Part, Saver
 from mbqc.passes.train.coreset.subsets import Subsets
-from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round
+from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round, seeded
 from mbqc.passes.train.history import draw_curves, write_history
 from mbqc.passes.train.judge import all_metrics, metrics, prepared
 from mbqc.passes.train.loop import Stepper
@@ -41,7 +43,7 @@ class Trainer:
     def __init__(self, task: Task) -> None:
         self.graph, options = task.graph, task.options
         self._graph, self._options, self._bits, self._context = task.graph, options, task.bits, task.context
-        self._ranks, self._state, self._frozen = task.ranks, State(), False
+        self._ranks, self._state = task.ranks, State()
         self._due = False  # a checkpoint, which waits while a width is in doubt
         self._feeds = Feeds(task)
         self._subsets: Subsets | None = None
@@ -51,6 +53,7 @@ class Trainer:
             small = options.epochs - options.coreset_warmup
             self._rounds += small * (self._feeds.rounds(options.keep) - self._feeds.rounds())
         self._stepper = Stepper(task, self._rounds)
+        drop_annotations(task.graph, Sensitivity, Switching)  # of weights that will no longer be there
         parts: dict[str, Part] = {"weights": self._stepper.weights, "scales": self._stepper.scales}
         if self._subsets is not None:
             parts["subsets"] = self._subsets
@@ -65,12 +68,15 @@ class Trainer:
         """
         resumed = self._saver.start()
         if resumed is None:
+            self._state.switching = self._stepper.draws
             with self._state.clock("evaluating"):
                 self._state.exact, self._state.before = all_metrics(self._graph, self._context)
         else:
-            self._state = resumed
+            self._state, self._stepper.draws = resumed, resumed.switching
             self._feeds.replay(resumed.epoch)
         self._graph.train()
+        if self._frozen(self._state.done - 1):
+            self._stepper.freeze_statistics()
         with interruptible() as interrupt, self._context.progress("training", self._rounds) as advance:
             for _ in range(self._state.done):
                 advance()
@@ -85,12 +91,15 @@ class Trainer:
             self._context.report.add("train", "fallback", "", message)
         result = self._result()
         folder = self._context.folder
-        if folder is not None and self._ranks.is_first:
-            write_history(folder, result)
-            if not draw_curves(folder, self._state.records, self._state.exact):
-                missing = "no curves: matplotlib is missing (pip install 'mbqc[plot]')"
-                self._context.report.add("train", "info", "", missing)
+        if folder is not None:
+            self._ranks.by_first(lambda: self._write(folder, result))
         return result
+
+    def _write(self, folder: Path, result: TrainingResult) -> None:
+        write_history(folder, result)
+        if not draw_curves(folder, result.epochs, result.exact):
+            missing = "no curves: matplotlib is missing (pip install 'mbqc[plot]')"
+            self._context.report.add("train", "info", "", missing)
 
     def _epoch(self, interrupt: Interrupt, advance: Advance) -> None:
         """One epoch, or the rest of it."""
@@ -135,12 +144,17 @@ class Trainer:
 
     def _round(self, batches: dict[int, Fed]) -> None:
         state = self._state
-        if not self._frozen and state.done >= (1.0 - self._options.bn_freeze) * self._rounds:
+        if self._frozen(state.done) and not self._frozen(state.done - 1):
             self._stepper.freeze_statistics()
-            self._frozen = True
-        with state.clock("training"):
+        # after a resume the rounds before were read, but not trained: a loss must not draw what reading draws from
+        seed = f"{self._context.seed} round {state.done} {self._ranks.rank}"
+        with state.clock("training"), seeded(seed, self._ranks.device):
             self._stepper.round(batches, state.epoch, state.done, self._observe)
         state.round, state.done = state.round + 1, state.done + 1
+
+    def _frozen(self, done: int) -> bool:
+        """Whether BatchNorm statistics stand still in the round after `done` others."""
+        return done >= (1.0 - self._options.bn_freeze) * self._rounds
 
     def _observe(self, bits: int, fed: Fed, output: Any, loss: float) -> None:
         """After the step of a width."""
@@ -171,15 +185,15 @@ class Trainer:
                 loss={bits: mean.value for bits, mean in sorted(state.losses.items(), reverse=True)},
                 metric=judged,
                 clamped={bits: mean.value for bits, mean in state.clamped.items()},
-                frozen=self._frozen,
+                frozen=self._frozen(state.done - 1),
             )
         )
         state.epoch, state.round, state.losses, state.clamped = state.epoch + 1, 0, {}, {}
         self._due = True
         if not state.watch.in_doubt:
             self._save()
-        if self._context.folder is not None and self._ranks.rank == 0:
-            write_history(self._context.folder, self._so_far({}))
+        if (folder := self._context.folder) is not None:
+            self._ranks.by_first(lambda: write_history(folder, self._so_far({})))
 
     def _save(self) -> None:
         self._saver.save(self._state)

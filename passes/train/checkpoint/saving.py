@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import Protocol
 
 from safetensors.torch import save
 from torch import Tensor, fx
 
 from mbqc.errors import CheckpointError
+from mbqc.ir.modules import ActivationQuantizer, WeightQuantizer, WidthBatchNorm
 from mbqc.ir.text import print_graph
-from mbqc.passes.train.checkpoint.store import Checkpoint, Identity, Store
+from mbqc.passes.train.checkpoint.store import Checkpoint, Store
 from mbqc.passes.train.state import State
 from mbqc.passes.train.task import Task
-from mbqc.spec import format_dataclass
+from mbqc.pipeline import Pass
+from mbqc.pipeline.pipeline import passes_of
+from mbqc.spec import options_of
+from mbqc.values import format_value
 
 
 class Part(Protocol):
@@ -30,8 +35,10 @@ class Part(Protocol):
 class Saver:
     """Writes and reads the checkpoints of one training in `context.folder`; without a folder nothing is kept.
 
+    Of several ranks the first one alone touches the folder; what it cannot do there ends all.
+
     Args:
-        task: its graph as it is before training.
+        task: its graph as it is before training, without annotations that a pass has measured.
         parts: what is stored beside the graph, by name.
         data: what tells the data from others, in words.
     """
@@ -40,49 +47,56 @@ class Saver:
         self._graph, self._parts, self._context, self._ranks = task.graph, parts, task.context, task.ranks
         self._store: Store[State] | None = None
         if (folder := task.context.folder) is not None:
-            text = f"{format_dataclass(task.options, task.options.name)}, seed {task.context.seed}, {data}"
-            self._store = Store(folder, Identity(_fingerprint(task.graph), text), State)
-            if task.ranks.is_first:
-                self._store.prepare()
+            self._store = Store(folder, _identity(task, data), State)
 
     def save(self, state: State) -> None:
-        """Stores where the training stands; all ranks call it, the first one writes.
+        """Stores where the training stands; all ranks call it.
 
         Raises:
             CheckpointError: it cannot be written; earlier ones are still there.
         """
-        if self._store is None:
+        if (store := self._store) is None:
             return
         tensors = {f"graph.{name}": value for name, value in self._graph.state_dict().items()}
         for part, owner in self._parts.items():
             tensors |= {f"{part}.{name}": value for name, value in owner.state().items()}
-        if not self._ranks.is_first:
-            return
         with state.clock("checkpoints"):
-            self._store.save(Checkpoint(state.done, tensors, state))
+            self._ranks.by_first(lambda: store.save(Checkpoint(state.done, tensors, state)))
 
     def start(self) -> State | None:
-        """Where to go on, the graph and all parts as they were there; None to start anew.
+        """Where to go on, the graph and all parts as they were there; None to start anew. All ranks call it.
 
         Raises:
-            CheckpointError: there are checkpoints and nobody asked to resume, or none that fits where somebody did.
+            CheckpointError: nothing can be kept in the folder, there are checkpoints and nobody asked to resume, or
+                none that fits where somebody did.
         """
-        if self._store is None:
+        if (store := self._store) is None:
             return None
+        tensors: dict[str, Tensor] = {}
+        state = self._ranks.by_first(lambda: self._read(store, tensors))
+        if state is None:
+            return None
+        tensors = self._ranks.tensors_of_first(tensors)
+        self._graph.load_state_dict(_of("graph", tensors))
+        for part, owner in self._parts.items():
+            owner.restore(_of(part, tensors))
+        return state
+
+    def _read(self, store: Store[State], tensors: dict[str, Tensor]) -> State | None:
+        """The state of the newest checkpoint, if it is to be resumed; its tensors are added to `tensors`."""
+        store.prepare()
         if not self._context.resume:
-            if self._store.steps():
+            if store.steps():
                 raise CheckpointError(
                     "there are checkpoints of an earlier training",
-                    where=str(self._store.folder),
+                    where=str(store.folder),
                     hint="go on with --resume, or name an empty folder",
                 )
             return None
-        found = self._store.latest(lambda text: self._context.report.add("train", "warning", "", text))
+        found = store.latest(lambda text: self._context.report.add("train", "warning", "", text))
         if found is None:
-            raise CheckpointError("there is no checkpoint to resume from", where=str(self._store.folder))
-        self._graph.load_state_dict(_of("graph", found.tensors))
-        for part, owner in self._parts.items():
-            owner.restore(_of(part, found.tensors))
+            raise CheckpointError("there is no checkpoint to resume from", where=str(store.folder))
+        tensors.update(found.tensors)
         return found.facts
 
 
@@ -90,7 +104,38 @@ def _of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
 
 
+def _identity(task: Task, data: str) -> dict[str, str]:
+    """What a user gave that decides the numbers; nothing measured: threads of another number round in another way."""
+    passes = (*passes_of(task.graph), task.options)
+    return {
+        "mbqc": version("mbqc"),
+        "model": _fingerprint(task.graph),
+        "seed": str(task.context.seed),
+        "data": data,
+        "passes": ",".join(item.name for item in passes),
+        **_options(passes),
+    }
+
+
+def _options(passes: Iterable[Pass]) -> dict[str, str]:
+    """The options of all passes, those left at their defaults too: another mbqc may have others."""
+    found: dict[str, str] = {}
+    for item in passes:
+        for option in options_of(type(item)):
+            name, value = f"{item.name} {option.name}", format_value(getattr(item, option.name))
+            found[name] = f"{found[name]}, then {value}" if name in found else value
+    return found
+
+
 def _fingerprint(graph: fx.GraphModule) -> str:
-    """What tells one graph from another: its text and all its numbers."""
-    tensors = {name: value.detach().to("cpu", copy=True) for name, value in graph.state_dict().items()}
+    """Of a graph's text, and of its numbers but those that passes measure."""
+    numbers = graph.state_dict()
+    for name, module in graph.named_modules(remove_duplicate=False):
+        if isinstance(module, WeightQuantizer | ActivationQuantizer):
+            for key in module.state_dict():
+                del numbers[f"{name}.{key}"]
+        if isinstance(module, WidthBatchNorm):  # row 0 is the float model's
+            for key in ("running_mean", "running_var"):
+                numbers[f"{name}.{key}"] = numbers[f"{name}.{key}"][0]
+    tensors = {name: value.detach().to("cpu", copy=True) for name, value in numbers.items()}
     return hashlib.sha256(print_graph(graph).encode() + save(tensors)).hexdigest()[:16]

@@ -23,7 +23,7 @@ from torch import Tensor
 from mbqc.errors import CheckpointError, UsageError
 from mbqc.files import check_writable, remove_parts, write_atomically
 
-FORMAT = "1"
+FORMAT = "2"
 """Raised whenever an older reader would misunderstand a newer file."""
 
 Facts = TypeVar("Facts")
@@ -40,19 +40,6 @@ _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
 _NO_CHECKSUM = "0" * 64
 # within JSON text the quotes would be escaped, so this can only be the metadata's own field
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Whose checkpoints these are; a run goes on only from its own.
-
-    Attributes:
-        model: the graph before training, such as a hash of its text and tensors.
-        options: the options of the pass and whatever else decides the numbers, as text.
-    """
-
-    model: str
-    options: str
 
 
 @dataclass(frozen=True)
@@ -74,8 +61,7 @@ class Checkpoint(Generic[Facts]):
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step: Annotated[int, msgspec.Meta(ge=0)]
-    model: str
-    options: str
+    identity: dict[str, str]
     facts: Any
 
 
@@ -89,13 +75,13 @@ class Store(Generic[Facts]):
 
     Attributes:
         folder: `prepare` makes it.
-        identity: the run's; `latest` refuses any other.
+        identity: what tells the run from others, by name; `latest` refuses checkpoints of any other.
         facts: the type of `Checkpoint.facts`.
         keep: how many of the newest checkpoints stay, at least 1.
     """
 
     folder: Path
-    identity: Identity
+    identity: Mapping[str, str]
     facts: type[Facts]
     keep: int = 2
 
@@ -191,7 +177,7 @@ class Store(Generic[Facts]):
 
     def _encode(self, checkpoint: Checkpoint[Facts]) -> bytes:
         facts = msgspec.to_builtins(checkpoint.facts, str_keys=True)
-        header = _Header(checkpoint.step, self.identity.model, self.identity.options, facts)
+        header = _Header(checkpoint.step, dict(self.identity), facts)
         # the json module keeps infinity and NaN; msgspec's encoder writes them as null
         text = json.dumps(msgspec.to_builtins(header))
         tensors = {}
@@ -221,7 +207,7 @@ class Store(Generic[Facts]):
             )
         try:
             header = msgspec.convert(json.loads(metadata["checkpoint"]), _Header)
-            self._check_identity(Identity(header.model, header.options), path)
+            self._check_identity(header.identity, path)
             facts = msgspec.convert(header.facts, self.facts, str_keys=True)
         except (msgspec.MsgspecError, KeyError, RecursionError, ValueError) as error:
             raise _DamagedError(f"its description does not fit: {error}") from error
@@ -229,15 +215,13 @@ class Store(Generic[Facts]):
             raise _DamagedError(f"holds step {header.step}")
         return Checkpoint(step, tensors, facts)
 
-    def _check_identity(self, found: Identity, path: Path) -> None:
-        differences = []
-        if found.model != self.identity.model:
-            differences.append(f"model: saved {found.model}, now {self.identity.model}")
-        if found.options != self.identity.options:
-            differences.append(f"options: saved {found.options}, now {self.identity.options}")
-        if differences:
+    def _check_identity(self, saved: Mapping[str, str], path: Path) -> None:
+        now = self.identity
+        names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+        if names:
+            told = [f"{name}: saved {saved.get(name, 'none')}, now {now.get(name, 'none')}" for name in names]
             raise CheckpointError(
-                f"belongs to another run; {'; '.join(differences)}",
+                f"belongs to another run; {'; '.join(told)}",
                 where=str(path),
                 hint="resume with what it was saved with, or start in an empty folder",
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from mbqc.devices import CPU
-from mbqc.errors import PassError, UsageError
+from mbqc.errors import MbqcError, PassError, UsageError
 from mbqc.passes.train.parallel.synchronised import SynchronisedBatchNorm
 
 PATIENCE = timedelta(minutes=10)
@@ -91,6 +91,36 @@ class Ranks:
         if self.world > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def by_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` gives on rank 0, where alone it runs, on all ranks; as `of_first`.
+
+        Raises:
+            MbqcError: on all ranks what `make` raised.
+        """
+        made: Value | MbqcError | None = None
+        if self.is_first:
+            try:
+                made = make()
+            except MbqcError as error:
+                made = error
+        made = self.of_first(made)
+        if isinstance(made, MbqcError):
+            raise made
+        return cast("Value", made)
+
+    def tensors_of_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The `tensors` of rank 0 on all ranks, on the CPU, whatever the others have."""
+        if self.world == 1:
+            return dict(tensors)
+        found = {}
+        forms = self.of_first({name: (value.shape, value.dtype) for name, value in tensors.items()})
+        for name, (shape, dtype) in forms.items():
+            own = tensors[name] if self.is_first else torch.empty(shape, dtype=dtype)
+            value = own.to(self.device)
+            dist.broadcast(value, src=0)
+            found[name] = value.to(CPU)
+        return found
 
     def gather(self, values: Tensor) -> Tensor:
         """`values` (same shape on all ranks) of all ranks, one behind the other in dimension 0."""

@@ -16,7 +16,18 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from mbqc.errors import DataError, PassError
 from mbqc.pipeline import Context
 from mbqc.userfile import load_user_model
-from tests.passes.train.small import BATCH, SAMPLES, context, differing, quantized, run, stripes, trained, weights
+from tests.passes.train.small import (
+    BATCH,
+    SAMPLES,
+    Noisy,
+    context,
+    differing,
+    quantized,
+    run,
+    stripes,
+    trained,
+    weights,
+)
 
 ROUNDS = SAMPLES // BATCH
 
@@ -86,6 +97,32 @@ def test_a_generator_in_a_user_file_is_made_anew_for_every_epoch(tmp_path: Path)
     expected, _ = trained("epochs=2", context(list(batches())))
     found, _ = trained("epochs=2", context(user.training_data()))
     assert differing(weights(expected), weights(found)) == []
+
+
+class Kept(Noisy):
+    """Remembers what it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = super().__getitem__(index)
+        self.given.append(image)
+        return image, label
+
+
+def test_what_a_loss_draws_is_new_in_every_call_and_changes_no_augmentation() -> None:
+    quiet, loud, draws = Kept(), Kept(), list[float]()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        draws.append(float(torch.randn(())))
+        return torch.nn.functional.cross_entropy(output, target) * (1 + 0.1 * draws[-1])
+
+    trained("epochs=2,evaluate=0", context(quiet))
+    trained("epochs=2,evaluate=0", context(loud, loss=loss))
+    assert torch.equal(torch.stack(quiet.given), torch.stack(loud.given))
+    assert len(set(draws)) == len(draws) > 36
 
 
 @pytest.mark.parametrize(("size", "given", "steps"), [(32, 16, 3), (None, 16, 6), (None, 40, 2), (None, 1000, 1)])

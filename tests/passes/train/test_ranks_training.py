@@ -47,6 +47,10 @@ BROKEN = "epochs=3,checkpoint=2,coreset=el2n,coreset_warmup=2,selection=top,keep
 """Six rounds an epoch, three widths: 18 losses; a checkpoint after every sixth."""
 
 
+NOWHERE = Path(os.devnull)
+"""No folder, and none can be made in it."""
+
+
 class Stopped(BaseException):
     """What a kill looks like from within: nothing is caught, nothing is saved."""
 
@@ -125,6 +129,10 @@ def from_another_graph(rank: int) -> dict[str, Tensor]:
     return weights(run(f"train{{batch={BATCH},epochs=1}}", graph, context()))
 
 
+def full(path: Path, content: bytes) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def error_of(options: str, **surroundings: Any) -> str:
     """The message with which a training ends."""
     with pytest.raises(MbqcError) as caught:
@@ -144,7 +152,13 @@ def work(rank: int, port: int, folder: Path) -> None:
         found |= {f"rough {name}": training(options, folder / f"r {name}") for name, options in ROUGH.items()}
         found["another graph"] = from_another_graph(rank)
         found["unbroken"] = unbroken()
-        found["resumed"] = {calls: resumed(calls, folder / f"{calls}") for calls in (10, 31, 42)}
+        kept = folder if rank == 0 else NOWHERE
+        found["resumed"] = {calls: resumed(calls, kept / f"{calls}") for calls in (10, 31, 42)}
+        found["no checkpoint"] = error_of("epochs=1", folder=kept / "none", resume=True)
+        found["another run"] = error_of("epochs=1", folder=kept / "10", resume=True)
+        for file in ("checkpoint.store", "history"):
+            with patch(f"mbqc.passes.train.{file}.write_atomically", full):
+                found[f"full disk, {file}"] = error_of("epochs=1", folder=kept / file)
         graph, result = trained("epochs=1,reestimate=width", context(labelled=Noisy()))
         found["estimated"] = [weights(graph), result.separate]
         nan = {"loss": loss_until(11, lambda output: (output * torch.nan).sum())} if rank else {}
@@ -230,6 +244,18 @@ def test_killed_ranks_go_on_as_if_nothing_had_happened(ranks: list[dict[str, Any
         (whole, records), (again, others) = found["unbroken"], found["resumed"][calls]
         assert differing(whole, again) == []
         assert records == others
+
+
+def test_the_first_rank_alone_needs_the_folder(ranks: list[dict[str, Any]], folder: Path) -> None:
+    """The other one has none, goes on all the same, and ends with the same words."""
+    for name, told in {
+        "no checkpoint": f"pass train, {folder / 'none'}: there is no checkpoint to resume from",
+        "another run": f"pass train, {max((folder / '10').glob('step-*'))}: belongs to another run; ",
+        "full disk, checkpoint.store": "cannot save the checkpoint (there is no earlier checkpoint): No space left",
+        "full disk, history": f"pass train, {folder / 'history' / 'history.json'}: cannot write: No space left",
+    }.items():
+        assert told in ranks[0][name]
+        assert ranks[1][name] == ranks[0][name]
 
 
 def test_estimated_statistics_are_the_same_whatever_a_rank_draws(ranks: list[dict[str, Any]]) -> None:
