@@ -136,7 +136,8 @@ def samples_of(data: object, inputs: int) -> Samples | None:
             return None
         settings = {name: getattr(data, name) for name in ("collate_fn", "num_workers", "pin_memory", "timeout")}
         if data.num_workers:
-            several = ("worker_init_fn", "multiprocessing_context", "persistent_workers", "prefetch_factor")
+            # not persistent_workers: each epoch and width has a reader of its own
+            several = ("worker_init_fn", "multiprocessing_context", "prefetch_factor")
             settings |= {name: getattr(data, name) for name in several}
         plain = not data.num_workers and data.collate_fn is default_collate
         found = _samples(data.dataset, settings, data.batch_size, inputs, plain)

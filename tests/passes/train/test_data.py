@@ -57,7 +57,8 @@ def test_samples_in_any_form_train_alike(form: str) -> None:
 
 def test_a_loader_with_a_worker_trains_as_one_without() -> None:
     expected, _ = trained("epochs=1")
-    found, _ = trained("epochs=1", context(DataLoader(TensorDataset(*stripes()), batch_size=BATCH, num_workers=1)))
+    loader = DataLoader(TensorDataset(*stripes()), batch_size=BATCH, num_workers=1, persistent_workers=True)
+    found, _ = trained("epochs=1", context(loader))
     assert differing(weights(expected), weights(found)) == []
     assert active_children() == []
 
