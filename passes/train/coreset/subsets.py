@@ -12,10 +12,11 @@ from mbqc.errors import DataError, PipelineError
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.coreset.scores import Recorder
 from mbqc.passes.train.coreset.selection import coreset_size, select
-from mbqc.passes.train.feeds import Fed, Feeds, seed_everything
+from mbqc.passes.train.feeds import WHAT, Fed, Feeds, seed_everything
 from mbqc.passes.train.judge import in_eval_mode, prepared
 from mbqc.passes.train.state import State
 from mbqc.passes.train.task import Task
+from mbqc.pipeline.objective import require_in_range
 from mbqc.widths import resolve
 
 
@@ -23,7 +24,7 @@ class Subsets:
     """Gives each width its coreset once the warm-up epochs, whose training forwards score the samples, are over.
 
     Raises:
-        DataError: the data cannot be read by index, has no labels, or is too small for coresets.
+        DataError: the data cannot be read by index, has no labels of the model's classes, or is too small for coresets.
     """
 
     def __init__(self, task: Task, feeds: Feeds) -> None:
@@ -40,6 +41,9 @@ class Subsets:
         assert options.coreset != "none", "who makes coresets wants some"
         if task.classes is None or task.classes < 2:
             raise PipelineError("coresets rank samples by scores [N, classes], which this model does not give")
+        self._scored = options.selection != "fresh" and options.coreset != "random"
+        if self._scored:
+            require_in_range(self._targets, task.classes, WHAT)
         self._recorder = Recorder(
             options.coreset,
             len(self._targets),
@@ -49,7 +53,6 @@ class Subsets:
             device=self._ranks.device,
         )
         self._selected: dict[int, Tensor] = {}
-        self._scored = options.selection != "fresh" and options.coreset != "random"
 
     def begin_epoch(self, epoch: int, state: State) -> None:
         """Selects coresets where it is time to; after the warm-up that takes scores of all samples first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from mbqc.errors import DataError, PassError
@@ -97,7 +99,7 @@ def test_the_batch_size_is_the_loaders_or_the_option(size: int | None, given: in
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         seen.append(len(target))
-        return torch.nn.functional.cross_entropy(output, target)
+        return cross_entropy(output, target)
 
     run(f"train{{epochs=1,bits=8,batch={given}}}", quantized(), context(labelled, loss=loss))
     assert len(seen) == steps + 1  # once about one answer for all samples of the first batch
@@ -205,6 +207,17 @@ def test_data_that_coresets_cannot_use(options: str, data: Callable[[], Any], me
         run(f"train{{epochs=3,coreset=el2n,{options}{size}}}", quantized(), context(data()))
 
 
+@pytest.mark.parametrize("score", ["el2n", "entropy", "forgetting"])
+def test_labels_that_only_a_loss_of_ones_own_takes_have_no_score(score: str) -> None:
+    """Such as those which it ignores."""
+    ignored = labels().clone()
+    ignored[5] = 255
+    data = context((images(), ignored), loss=partial(cross_entropy, ignore_index=255))
+    with pytest.raises(DataError, match=r"training data: label 255 is out of range: the model has 3 classes\n.*0 to 2"):
+        trained(f"epochs=2,coreset={score},keep=0.5", data)
+    trained("epochs=1,coreset_warmup=0,coreset=random,selection=fresh,keep=0.5", data)
+
+
 class Unlabelled(Dataset[Tensor]):
     """Images alone."""
 
@@ -268,4 +281,4 @@ def test_a_loss_that_is_none(loss: Any, message: str) -> None:
 
 def test_label_smoothing_of_a_loss_of_ones_own_is_refused() -> None:
     with pytest.raises(PassError, match=r"label_smoothing is part of the usual loss.*\n.*smooth there"):
-        trained("epochs=1,label_smoothing=0.1", context(loss=torch.nn.functional.cross_entropy))
+        trained("epochs=1,label_smoothing=0.1", context(loss=cross_entropy))
