@@ -145,8 +145,12 @@ class Trainer:
     def _observe(self, bits: int, fed: Fed, output: Any, loss: float) -> None:
         """After the step of a width."""
         state = self._state
-        if state.steps == 0:
-            state.watch.begin(loss, self._stepper.blind_loss(fed, output))
+
+        def blind() -> float:
+            return self._stepper.blind_loss(fed, output)
+
+        if not state.losses:  # the first of an epoch
+            state.watch.begin(loss, blind)
         state.steps += 1
         state.losses.setdefault(bits, Mean()).add(loss)
         if self._options.alrs != "off":
@@ -154,7 +158,7 @@ class Trainer:
         if self._subsets is not None:
             with state.clock("scoring"):
                 self._subsets.observe(state.epoch, bits, fed, output)
-        if state.watch.add(bits, loss, lambda: self._stepper.blind_loss(fed, output)):
+        if state.watch.add(bits, loss, blind):
             raise self._stepper.lost(bits, loss, state.done, state.watch)
 
     def _close_epoch(self) -> None:
