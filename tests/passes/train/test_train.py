@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import random
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mbqc.api import compile_model, pipeline_of
+from mbqc.errors import PassError
 from mbqc.ir.compare import sqnr
 from mbqc.ir.modules import WidthBatchNorm
 from mbqc.ir.norms import batch_norms, estimate, width_norms
@@ -25,6 +29,7 @@ from tests.passes.train.small import (
     BATCH,
     QUANTIZED,
     SAMPLES,
+    Noisy,
     context,
     differing,
     network,
@@ -251,6 +256,26 @@ def test_pairs_that_layers_switched_to_keep_what_was_trained() -> None:
     assert not any(torch.equal(pairs[a], pairs[b]) for a in kept for b in kept if a != b)
     for (before, bits), numbers in pairs.items():  # 5 is as near to 8 as to 2: the wider
         assert torch.equal(numbers, pairs[8 if before >= 5 else 2, 8 if bits >= 5 else 2])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_trained(fails: bool) -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(output, target) * (torch.nan if fails else 1)
+
+    def drawn() -> tuple[float, float, float]:
+        return float(torch.rand(())), np.random.rand(), random.random()
+
+    def seeded() -> None:
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+
+    quantized()
+    seeded()
+    expected = drawn()
+    seeded()
+    with pytest.raises(PassError) if fails else nullcontext():
+        trained("epochs=1,evaluate=0", context(Noisy(), loss=loss))
+    assert drawn() == expected
 
 
 def test_labels_of_any_whole_number_type() -> None:
