@@ -44,7 +44,7 @@ class Train(Pass):
         weight_decay: of layers' weights.
         scale_rate: highest learning rate of scales; `lambda` of ALRS.
         schedule: how both rates go on after the warm-up.
-        warmup: share of the steps in which the rates grow from 0.
+        warmup: share of the steps in which the rates grow.
         clip: largest norm of the gradients of everything but scales together; 0 for no limit.
         label_smoothing: of the usual loss for labels.
         bits: widths to train; by default those that `quant{bits=...}` gave scales of their own.
