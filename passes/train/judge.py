@@ -41,7 +41,7 @@ def metrics(graph: fx.GraphModule, bits: Iterable[int], context: Context) -> dic
 
 
 def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) -> dict[int, float]:
-    if context.evaluation is None:
+    if context.evaluation is None or not asked:
         return {}
     outputs: dict[int, list[Tensor]] = {bits: [] for bits in asked}
     targets = []

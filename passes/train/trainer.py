@@ -199,8 +199,10 @@ class Trainer:
         state, trained = self._state, [resolve(bits, quantized_layers(self._graph)) for bits in self._bits]
         rows = trained_rows(self._graph, trained)
         nearest_rows(self._graph, rows)
+        judged = state.records[-1].metric  # of trained widths, whose rows stay as they were
         with state.clock("evaluating"):
-            after = metrics(self._graph, ALL_BITS, self._context)
+            rest = metrics(self._graph, [bits for bits in ALL_BITS if bits not in judged], self._context)
+        after = dict(sorted((judged | rest).items()))
         graphs = self._reestimated(trained, rows)
         with state.clock("evaluating"):
             again = {name: metrics(graph, ALL_BITS, self._context) for name, graph in graphs.items()}

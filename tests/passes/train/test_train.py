@@ -71,13 +71,39 @@ def test_the_report_counts_what_was_done() -> None:
     assert {"training", "evaluating"} <= set(result.seconds)
 
 
-def test_the_metrics_are_those_of_the_graphs_before_and_after() -> None:
+TRANSITIONAL = "normalize,quant{pin_ends=false},bncorrect{moments=none,statistics=pair,affine=pair}"
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ("epochs=1", QUANTIZED),
+        ("epochs=1", QUANTIZED + "{moments=none,statistics=width}"),
+        ("epochs=1,switch=uniform,switch_most=1", TRANSITIONAL),
+    ],
+)
+def test_the_metrics_are_those_of_the_graphs_before_and_after(options: str, passes: str) -> None:
     surroundings = context()
-    graph, result = trained("epochs=1", surroundings)
-    assert result.exact == all_metrics(quantized(), surroundings)[0]
-    assert result.before == metrics(quantized(), range(1, 9), surroundings)
+    graph, result = trained(options, surroundings, passes)
+    assert result.exact == all_metrics(quantized(passes), surroundings)[0]
+    assert result.before == metrics(quantized(passes), range(1, 9), surroundings)
     assert result.after == metrics(graph, range(1, 9), surroundings)
     assert result.epochs[-1].metric == {bits: result.after[bits] for bits in (8, 4, 2)}
+
+
+@pytest.mark.parametrize("evaluate", [0, 1, 2])
+def test_nothing_is_judged_twice(evaluate: int) -> None:
+    """After the last epoch, 5 widths are left that it did not train, or all 8."""
+    judged: list[int] = []
+
+    def metric(output: Tensor, target: Tensor) -> float:
+        judged.append(len(target))
+        return float((output.argmax(1) == target).double().mean())
+
+    _, result = trained(f"epochs=2,evaluate={evaluate}", context(metric=metric))
+    before = 1 + len(ALL_BITS)
+    assert len(judged) == before + {0: 8, 1: 3 + 3 + 5, 2: 3 + 5}[evaluate]
+    assert list(result.after) == list(result.before)
 
 
 def test_judging_is_rare_where_asked() -> None:
@@ -231,9 +257,6 @@ def test_rows_of_untrained_widths_are_re_estimated_with_their_neighbours() -> No
         assert isinstance(norm, WidthBatchNorm)
         assert torch.equal(norm.running_mean[7], norm.running_mean[8])
         assert torch.equal(norm.running_mean[5], norm.running_mean[4])
-
-
-TRANSITIONAL = "normalize,quant{pin_ends=false},bncorrect{moments=none,statistics=pair,affine=pair}"
 
 
 @pytest.mark.parametrize("options", ["epochs=2", "epochs=2,bn_freeze=0,reestimate=pooled", "epochs=1,widths=sandwich"])
