@@ -253,6 +253,22 @@ def test_evaluation_data_that_does_not_fit() -> None:
             trained("epochs=1", surroundings)
 
 
+class BrokenBatches:
+    """Batches that can be read again, but not to the end."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield images(), labels()
+        raise OSError("the file ends early")
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("name", ["evaluation", "calibration"])
+def test_data_that_raises_is_told_with_its_line(name: str, once: bool) -> None:
+    message = rf"test_data\.py:\d+: {name} data raised OSError: the file ends early"
+    with pytest.raises(DataError, match=message):
+        trained("epochs=1", replace(context(), **{name: iter(BrokenBatches()) if once else BrokenBatches()}))
+
+
 # The user's functions
 
 
