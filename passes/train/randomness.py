@@ -18,7 +18,8 @@ def kept_for_the_caller(device: torch.device) -> Iterator[None]:
         device: where the block computes; for one on the CPU no GPU is woken up.
     """
     of_numpy, of_python = np.random.get_state(), random.getstate()
-    used = device.type == "cuda" or torch.cuda.is_initialized()  # a seed of torch's is one of all GPUs
+    # a seed of torch's is one of all GPUs
+    used = device.type == "cuda" or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count()) if used else [], device_type="cuda"):
             yield

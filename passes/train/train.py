@@ -160,6 +160,8 @@ class Train(Pass):
         yield self.coreset_warmup >= self.epochs, sweep, "more epochs"
         blind = f"selection=fresh draws without scores, so coreset={self.coreset} would not be used"
         yield self.selection == "fresh" and self.coreset != "random", blind, "coreset=random"
+        again = "resample does nothing with coreset=random, which needs no scores"
+        yield self.coreset == "random" and self.resample != type(self).resample, again, "leave resample out"
         ranks = "selection=stratified goes by scores, which coreset=random has not"
         yield self.coreset == "random" and self.selection == "stratified", ranks, "selection=fresh or top"
 

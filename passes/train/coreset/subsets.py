@@ -44,14 +44,16 @@ class Subsets:
         self._scored = options.selection != "fresh" and options.coreset != "random"
         if self._scored:
             require_in_range(self._targets, task.classes, WHAT)
-        self._recorder = Recorder(
-            options.coreset,
-            len(self._targets),
-            task.classes,
-            task.bits,
-            seed=self._seed,
-            device=self._ranks.device,
-        )
+        self._recorder: Recorder | None = None  # none where no score is read, or will be
+        if options.selection != "fresh":
+            self._recorder = Recorder(
+                options.coreset,
+                len(self._targets),
+                task.classes,
+                task.bits,
+                seed=self._seed,
+                device=self._ranks.device,
+            )
         self._selected: dict[int, Tensor] = {}
 
     def begin_epoch(self, epoch: int, state: State) -> None:
@@ -69,21 +71,26 @@ class Subsets:
             with state.clock("selecting"):
                 self._select(epoch)
             state.watch.begin_anew()
+            if not self._options.resample or epoch + self._options.resample >= self._options.epochs:
+                self._recorder = None  # tdds keeps all outputs on the device, twice
 
     def observe(self, epoch: int, bits: int, fed: Fed, output: Any) -> None:
         """Notes what the model said in the training forward of a warm-up epoch, which costs no pass of its own."""
         if self._scored and epoch < self._options.coreset_warmup:
             assert fed.indices is not None, "coresets are of samples"
+            assert self._recorder is not None, "scores are still to be read"
             self._recorder.observe(bits, fed.indices, output, fed.target)
 
     def end_epoch(self, epoch: int, state: State) -> None:
         """Scores the samples that a width has not met in a warm-up epoch (a short last batch, a sandwich)."""
         if self._scored and epoch < self._options.coreset_warmup:
+            assert self._recorder is not None, "scores are still to be read"
             with state.clock("scoring"):
                 self._score(epoch, {bits: self._recorder.unseen(bits, self._sum) for bits in self._bits})
 
     def _score(self, epoch: int, missing: dict[int, Tensor]) -> None:
         """Ends a snapshot, after a forward pass over the `missing` samples of each width."""
+        assert self._recorder is not None, "scores are still to be read"
         seed_everything(f"{self._seed} scoring {epoch} {self._ranks.rank}")
         layers = quantized_layers(self._graph)
         dtype = next(self._graph.parameters()).dtype
@@ -100,6 +107,7 @@ class Subsets:
 
     def _select(self, epoch: int) -> None:
         assert self._options.selection != "fresh", "has no scores"
+        assert self._recorder is not None, "scores are still to be read"
         for bits in self._bits:
             generator = torch.Generator().manual_seed(Random(f"{self._seed} {epoch} {bits}").getrandbits(63))
             scores = self._recorder.scores(bits)
@@ -108,14 +116,16 @@ class Subsets:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps; all ranks ask for it together."""
-        return {
-            **self._recorder.state(self._sum),
-            **{f"selected.{bits}": kept for bits, kept in self._selected.items()},
-        }
+        scores = self._recorder.state(self._sum) if self._recorder is not None else {}
+        return scores | {f"selected.{bits}": kept for bits, kept in self._selected.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes on from `state()`."""
         selected = {name: value for name, value in state.items() if name.startswith("selected.")}
-        self._recorder.restore({name: value for name, value in state.items() if name not in selected}, self._ranks.rank)
+        scores = {name: value for name, value in state.items() if name not in selected}
+        if self._recorder is not None and scores:
+            self._recorder.restore(scores, self._ranks.rank)
+        else:
+            self._recorder = None
         self._selected = {int(name.partition(".")[2]): value for name, value in selected.items()}
         self._feeds.use_coresets(self._selected)

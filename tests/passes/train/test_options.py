@@ -53,6 +53,7 @@ WRONG = {
     "coreset=el2n,epochs=1": "coreset_warmup=1 must be less than epochs=1",
     "coreset=tdds": "coreset_warmup=1 must be at least 3 with coreset=tdds",
     "coreset=random": "selection=stratified goes by scores, which coreset=random has not",
+    "coreset=random,selection=fresh,resample=1": "resample does nothing with coreset=random, which needs no scores",
     "coreset=el2n,selection=balanced": "'balanced' is not a value of type top|stratified|fresh",
     "coreset=el2n,selection=fresh": "selection=fresh draws without scores, so coreset=el2n would not be used",
 }

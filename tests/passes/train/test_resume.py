@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -90,6 +91,21 @@ def test_scores_of_augmented_samples(tmp_path: Path, kill: int) -> None:
     """Scoring draws random numbers too, between epochs."""
     options = "epochs=4,checkpoint=1,coreset=el2n,selection=top,keep=0.5,resample=1,bn_freeze=0,reestimate=pooled"
     _resumed_equals_unbroken(tmp_path, options, Noisy, kill)
+
+
+@pytest.mark.parametrize("kill", [40, 60])
+def test_scores_that_select_no_more_are_not_kept(tmp_path: Path, kill: int) -> None:
+    """Those of `tdds` are as large as all outputs, twice, on the device."""
+    options = "epochs=6,checkpoint=1,evaluate=0,coreset=el2n,selection=top,keep=0.5,coreset_warmup=2,resample=2"
+    _resumed_equals_unbroken(tmp_path / "killed", options, stripes, kill)
+    trained(options, context(folder=tmp_path / "unbroken"))
+    kept = {name for name in load_file(max((tmp_path / "unbroken").glob("step-*"))) if name.startswith("subsets.")}
+    assert kept == {"subsets.selected.8", "subsets.selected.4", "subsets.selected.2"}
+
+
+def test_a_coreset_without_scores_keeps_nothing(tmp_path: Path) -> None:
+    trained("epochs=2,evaluate=0,coreset=random,selection=fresh,keep=0.5", context(folder=tmp_path))
+    assert not [name for name in load_file(max(tmp_path.glob("step-*"))) if name.startswith("subsets.")]
 
 
 def _resumed_equals_unbroken(folder: Path, options: str, data: Callable[[], object], kill: int) -> None:
