@@ -152,7 +152,6 @@ def scales() -> Table:
 def coresets(name: str, epochs: int, tdds_warmup: int, *more: Row) -> Table:
     """Full data against 20 % of it for each width, one epoch of full data before (more for TDDS, see its row)."""
     equal = equal_steps(epochs)
-    fresh = {"coreset": "random", "selection": "fresh"}
     sandwich = {"bits": ":".join(map(str, SERVED)), "widths": "sandwich"}  # of three widths it would be all of them
     tdds = coreset(epochs, tdds_warmup, coreset="tdds", selection="top")
     return Table(
@@ -160,13 +159,13 @@ def coresets(name: str, epochs: int, tdds_warmup: int, *more: Row) -> Table:
         f"Coresets: 20 % of the data for each width, {epochs} epochs",
         (
             one("full data", passes(epochs=epochs)),
-            one("random, fresh each epoch", coreset(epochs, **fresh)),
+            one("random, fresh each epoch", coreset(epochs, coreset="random")),
             one(f"full data, as many steps ({equal} epochs)", passes(epochs=equal)),
             one("EL2N, stratified", coreset(epochs, coreset="el2n", selection="stratified")),
             one("EL2N, top", coreset(epochs, coreset="el2n", selection="top")),
             one(f"TDDS, top, {tdds_warmup} epochs of full data", tdds),
             one("sandwich of 8 to 2, full data", passes(epochs=epochs, **sandwich)),
-            one("sandwich of 8 to 2, random fresh", coreset(epochs, **fresh, **sandwich)),
+            one("sandwich of 8 to 2, random fresh", coreset(epochs, coreset="random", **sandwich)),
             one(f"sandwich of 8 to 2, as many steps ({equal} epochs)", passes(epochs=equal, **sandwich)),
             *more,
         ),
@@ -214,16 +213,16 @@ def teachers() -> Table:
 
 def serving(name: str, epochs: int, *more: Row) -> Table:
     """What it costs to serve the widths 8 to 2."""
-    equal, fresh = equal_steps(epochs), {"coreset": "random", "selection": "fresh"}
+    equal = equal_steps(epochs)
     return Table(
         name,
         f"Cost of serving the widths 8 to 2, {epochs} epochs",
         (
             apart("seven separate trainings", epochs),
             one("one run, 8, 4, 2 bits", passes(epochs=epochs)),
-            one("one run, 20 % of the data", coreset(epochs, **fresh)),
-            one("one run, 20 % of the data, no warm-up", coreset(epochs, 0, **fresh)),
-            one("one run, 28 % of the data, no warm-up", coreset(epochs, 0, 0.28, **fresh)),
+            one("one run, 20 % of the data", coreset(epochs, coreset="random")),
+            one("one run, 20 % of the data, no warm-up", coreset(epochs, 0, coreset="random")),
+            one("one run, 28 % of the data, no warm-up", coreset(epochs, 0, 0.28, coreset="random")),
             one(f"one run, full data, as many steps ({equal} epochs)", passes(epochs=equal)),
             *more,
         ),

@@ -95,7 +95,7 @@ class Trainer:
     def _epoch(self, interrupt: Interrupt, advance: Advance) -> None:
         """One epoch, or the rest of it."""
         state, before = self._state, self._state.round
-        if self._subsets is not None and (before == 0 or self._options.selection == "fresh"):
+        if self._subsets is not None and (before == 0 or self._options.coreset == "random"):
             self._subsets.begin_epoch(state.epoch, state)
         index, rounds = 0, self._feeds.epoch(state.epoch)
         while (fed := self._read(rounds, state.done - before + index if index < before else state.done)) is not None:

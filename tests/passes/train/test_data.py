@@ -197,7 +197,7 @@ def test_no_data_at_all() -> None:
         ),
         ("keep=0.25,batch=1", lambda: (images()[:8], labels()[:8]), "smaller than the 3 classes"),
         ("keep=0.5", lambda: list(batches()), "coresets choose samples, but the training data comes in batches"),
-        ("keep=0.5", lambda: (images(), labels().float()), "a coreset needs one whole-number label a sample"),
+        ("keep=0.5", lambda: (images(), labels().float()), "a score needs one whole-number label a sample"),
         ("keep=0.5", lambda: (images(), labels() - 1), "label -1 is negative"),
     ],
 )
@@ -215,7 +215,30 @@ def test_labels_that_only_a_loss_of_ones_own_takes_have_no_score(score: str) -> 
     data = context((images(), ignored), loss=partial(cross_entropy, ignore_index=255))
     with pytest.raises(DataError, match=r"training data: label 255 is out of range: the model has 3 classes\n.*0 to 2"):
         trained(f"epochs=2,coreset={score},keep=0.5", data)
-    trained("epochs=1,coreset_warmup=0,coreset=random,selection=fresh,keep=0.5", data)
+
+
+def test_random_samples_need_no_labels_and_are_not_read_to_be_chosen() -> None:
+    """Half of them in each epoch, others for each width."""
+    read: list[int] = []
+
+    class Heights(Dataset[tuple[Tensor, Tensor]]):
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            read.append(index)
+            return images()[index], images()[index].mean()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output[:, 0] - target).square().mean()
+
+    surroundings = replace(context(Heights(), loss=loss), evaluation=None)
+    trained("epochs=2,coreset=random,coreset_warmup=0,keep=0.5", surroundings)
+    half = len(read) // 2
+    first, second = set(read[:half]), set(read[half:])
+    assert half == 3 * SAMPLES // 2
+    assert min(len(first), len(second)) > SAMPLES // 2
+    assert first != second
 
 
 class Unlabelled(Dataset[Tensor]):

@@ -23,7 +23,7 @@ OPTIONS = {
     "plain": f"epochs={EPOCHS},checkpoint=2",
     "sandwich": f"epochs={EPOCHS},checkpoint=2,widths=sandwich,alrs=layer,scales=raw",
     "coreset": f"epochs={EPOCHS},checkpoint=2,coreset=el2n,keep=0.5,resample=1",
-    "fresh": f"epochs={EPOCHS},checkpoint=2,coreset=random,selection=fresh,keep=0.5",
+    "random": f"epochs={EPOCHS},checkpoint=2,coreset=random,keep=0.5",
     "switch": f"epochs={EPOCHS},checkpoint=2,switch=uniform,bn_freeze=0.6",
     "bfloat16": f"epochs={EPOCHS},checkpoint=2,precision=bfloat16",
 }
@@ -104,7 +104,7 @@ def test_scores_that_select_no_more_are_not_kept(tmp_path: Path, kill: int) -> N
 
 
 def test_a_coreset_without_scores_keeps_nothing(tmp_path: Path) -> None:
-    trained("epochs=2,evaluate=0,coreset=random,selection=fresh,keep=0.5", context(folder=tmp_path))
+    trained("epochs=2,evaluate=0,coreset=random,keep=0.5", context(folder=tmp_path))
     assert not [name for name in load_file(max(tmp_path.glob("step-*"))) if name.startswith("subsets.")]
 
 
