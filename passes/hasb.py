@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -64,10 +65,11 @@ class Hasb(Pass):
             DataError: the data does not fit the loss.
         """
         nodes = {str(node.target): node for node in layer_nodes(graph)}
-        weights = {layer: weight_quantizer_of(node)[2].requires_grad_(True) for layer, node in nodes.items()}
+        weights = {layer: weight_quantizer_of(node)[2] for layer, node in nodes.items()}
         batches = self._batches(context)
         loss = _loss(context, batches, self.name)
-        traces = self._traces(graph, weights, batches, loss, context)
+        with _taking_gradients(weights.values()):
+            traces = self._traces(graph, weights, batches, loss, context)
         self._annotate(graph, nodes, weights, traces)
         if not self._settled(traces / _sizes(weights)):
             message = f"traces had not settled after {len(traces)} probes: mind their standard errors, or allow more"
@@ -125,6 +127,19 @@ class Hasb(Pass):
         for node in layer_nodes(graph):  # every call of a shared layer
             for annotation in by_layer[str(node.target)]:
                 annotate(node, annotation)
+
+
+@contextmanager
+def _taking_gradients(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Within it all `weights` take gradients; afterwards those that took none, the user's frozen ones, take none."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def _sizes(weights: dict[str, Tensor]) -> Tensor:

@@ -16,7 +16,6 @@ LONG_EPOCHS = 30
 
 SWITCHABLE = "bncorrect{moments=none,statistics=width,affine=width}"
 TRANSITIONAL = "bncorrect{moments=none,statistics=pair,affine=pair}"
-FRESH = {"coreset": "random", "selection": "fresh"}
 
 Column = Literal["clamped", "scoring", "selecting", "BatchNorm", "mixed"]
 
@@ -160,13 +159,13 @@ def coresets(name: str, epochs: int, tdds_warmup: int, *more: Row) -> Table:
         f"Coresets: 20 % of the data for each width, {epochs} epochs",
         (
             one("full data", passes(epochs=epochs)),
-            one("random, fresh each epoch", coreset(epochs, **FRESH)),
+            one("random, fresh each epoch", coreset(epochs, coreset="random")),
             one(f"full data, as many steps ({equal} epochs)", passes(epochs=equal)),
             one("EL2N, stratified", coreset(epochs, coreset="el2n", selection="stratified")),
             one("EL2N, top", coreset(epochs, coreset="el2n", selection="top")),
             one(f"TDDS, top, {tdds_warmup} epochs of full data", tdds),
             one("sandwich of 8 to 2, full data", passes(epochs=epochs, **sandwich)),
-            one("sandwich of 8 to 2, random fresh", coreset(epochs, **FRESH, **sandwich)),
+            one("sandwich of 8 to 2, random fresh", coreset(epochs, coreset="random", **sandwich)),
             one(f"sandwich of 8 to 2, as many steps ({equal} epochs)", passes(epochs=equal, **sandwich)),
             *more,
         ),
@@ -221,9 +220,9 @@ def serving(name: str, epochs: int, *more: Row) -> Table:
         (
             apart("seven separate trainings", epochs),
             one("one run, 8, 4, 2 bits", passes(epochs=epochs)),
-            one("one run, 20 % of the data", coreset(epochs, **FRESH)),
-            one("one run, 20 % of the data, no warm-up", coreset(epochs, 0, **FRESH)),
-            one("one run, 28 % of the data, no warm-up", coreset(epochs, 0, 0.28, **FRESH)),
+            one("one run, 20 % of the data", coreset(epochs, coreset="random")),
+            one("one run, 20 % of the data, no warm-up", coreset(epochs, 0, coreset="random")),
+            one("one run, 28 % of the data, no warm-up", coreset(epochs, 0, 0.28, coreset="random")),
             one(f"one run, full data, as many steps ({equal} epochs)", passes(epochs=equal)),
             *more,
         ),
@@ -243,7 +242,7 @@ TABLES = (
         "coresets",
         CORESET_EPOCHS,
         3,
-        one("random, fresh each epoch, 3 epochs of full data", coreset(CORESET_EPOCHS, 3, **FRESH)),
+        one("random, fresh each epoch, 3 epochs of full data", coreset(CORESET_EPOCHS, 3, coreset="random")),
         one(f"full data, {EPOCHS} epochs", passes()),
         one("entropy, stratified", coreset(CORESET_EPOCHS, coreset="entropy", selection="stratified")),
         one("forgetting, stratified, 3 epochs of full data", coreset(CORESET_EPOCHS, 3, coreset="forgetting")),

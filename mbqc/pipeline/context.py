@@ -121,9 +121,9 @@ class Context:
                 kind = type(data).__name__
                 raise DataError(f"{name} is of type {kind}, expected batches", hint=f"write {name}=[...] for one batch")
         if self.calibration is not None:  # several passes read it, an iterator could be read once only
-            object.__setattr__(self, "calibration", tuple(self.calibration))
+            object.__setattr__(self, "calibration", tuple(told(self.calibration, "calibration data")))
         if isinstance(self.evaluation, Iterator):
-            object.__setattr__(self, "evaluation", tuple(self.evaluation))
+            object.__setattr__(self, "evaluation", tuple(told(self.evaluation, "evaluation data")))
 
     def calibration_batches(self) -> list[Batch]:
         """Checked calibration batches.

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -81,8 +80,10 @@ class Samples:
         return replace(self, settings=self.settings | {"pin_memory": pins})
 
     def _come_from_cpu(self) -> bool:
-        """Whether the first sample has no tensor elsewhere than on the CPU; torch pins no others."""
-        return all(part.device.type == "cpu" for part in tree_leaves(self.dataset[0]) if isinstance(part, Tensor))
+        """Whether a first batch of one sample lies on the CPU; torch pins nothing else."""
+        plain = replace(self, settings=self.settings | {"pin_memory": False})
+        [(inputs, target)] = plain.batches([[0]])
+        return all(part.device.type == "cpu" for part in (*inputs, target) if part is not None)
 
     def stay_on(self, device: torch.device) -> bool:
         """Whether all samples lie on a device."""
@@ -135,7 +136,8 @@ def samples_of(data: object, inputs: int) -> Samples | None:
             return None
         settings = {name: getattr(data, name) for name in ("collate_fn", "num_workers", "pin_memory", "timeout")}
         if data.num_workers:
-            several = ("worker_init_fn", "multiprocessing_context", "persistent_workers", "prefetch_factor")
+            # not persistent_workers: each epoch and width has a reader of its own
+            several = ("worker_init_fn", "multiprocessing_context", "prefetch_factor")
             settings |= {name: getattr(data, name) for name in several}
         plain = not data.num_workers and data.collate_fn is default_collate
         found = _samples(data.dataset, settings, data.batch_size, inputs, plain)

@@ -4,7 +4,9 @@ Too high a rate seldom overflows: Adam's steps are no longer than the rate, and 
 again. The loss jumps, comes back to that of an answer which is the same for every sample, and stays there. Growth
 alone says nothing: of a model with next to no loss, a healthy training makes a hundred times as much for a while.
 
-A loss of the wrong sign falls, as a right one does, and is not seen here: only the metric tells.
+A loss of the wrong sign falls, as a right one does, and is not seen here: only the metric tells. Nor is a training that
+never came to know anything: how large a loss may be, only the blind one could say, and that of a batch of one sample or
+class, of a quiet batch, or of outputs which have all become huge says nothing.
 """
 
 from __future__ import annotations
@@ -32,18 +34,22 @@ class Watch:
     """Compares losses with that of one answer for all samples of a batch, which the caller measures.
 
     Attributes:
-        blind: this loss on the first batch; None where nothing can be told by it: before training the model did not
-            halve it (it knew little, or the batch is a single sample or class), it is not finite, or a loss was
-            negative, so that half of it means nothing.
+        blind: this loss on the first batch of an epoch, of the first epoch in which the model had halved it there; None
+            until then: it knew little, the batch is a single sample or class, or the loss is not finite. Of all batches
+            some would be halved by luck.
+        signed: a loss was negative, so that half of it means nothing, and nothing is told any more.
         courses: by width.
     """
 
     blind: float | None = None
+    signed: bool = False
     courses: dict[int, Course] = field(default_factory=dict)
 
-    def begin(self, loss: float, blind: float) -> None:
-        """Losses on the first batch before the first step: of the model, and of one answer for all samples."""
-        self.blind = blind if 0 <= loss < blind / 2 < math.inf else None
+    def begin(self, loss: float, here: Callable[[], float]) -> None:
+        """The first loss of an epoch; `here` as for `add`."""
+        if self.blind is None and not self.signed:
+            blind = here()
+            self.blind = blind if 0 <= loss < blind / 2 < math.inf else None
 
     def add(self, bits: int, loss: float, here: Callable[[], float]) -> bool:
         """One more loss of a width; whether the width once halved the blind loss, but is lost now.
@@ -52,7 +58,7 @@ class Watch:
             here: the loss of one answer for all samples of this batch, since one batch may be louder than another.
         """
         if loss < 0:
-            self.blind = None
+            self.blind, self.signed = None, True
         if self.blind is None:
             return False
         course = self.courses.setdefault(bits, Course())

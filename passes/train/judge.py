@@ -12,7 +12,7 @@ from mbqc.devices import CPU, moved
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
-from mbqc.pipeline.data import Batch, require_target
+from mbqc.pipeline.data import Batch, require_target, told
 from mbqc.pipeline.objective import each_tensor, join, metric_of
 from mbqc.widths import FLOAT, Widths, resolve
 
@@ -34,20 +34,20 @@ def metrics(graph: fx.GraphModule, bits: Iterable[int], context: Context) -> dic
     """The metric at each of the uniform widths `bits`; empty without evaluation data.
 
     Raises:
-        DataError: the data has no targets, or the metric fails.
+        DataError: the data raises (names the user's line) or has no targets, or the metric fails.
     """
     layers = quantized_layers(graph)
     return _metrics(graph, {b: resolve(b, layers) for b in bits}, context)
 
 
 def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) -> dict[int, float]:
-    if context.evaluation is None:
+    if context.evaluation is None or not asked:
         return {}
     outputs: dict[int, list[Tensor]] = {bits: [] for bits in asked}
     targets = []
     like = next(graph.parameters())
     with in_eval_mode(graph), torch.no_grad():
-        for inputs, target in context.checked(context.evaluation, WHAT):
+        for inputs, target in context.checked(told(context.evaluation, WHAT), WHAT):
             targets.append(require_target(target, WHAT).to(CPU))
             ready = prepared(moved(inputs, like.device), like.dtype)
             for bits, widths in asked.items():

@@ -145,7 +145,7 @@ class Stepper:
             self.scales.step(self._options.scale_rate * factor, bits)
 
     def _factor(self, done: int) -> float:
-        return rate_factor(self._options.schedule, self._options.warmup, done / self._rounds)
+        return rate_factor(self._options.schedule, self._options.warmup, done, self._rounds)
 
     def blind_loss(self, batch: Fed, output: Any) -> float:
         """The loss of a batch, if the answer to every sample were the mean of `output`; without `distill=highest`.

@@ -21,16 +21,17 @@ from mbqc.widths import Widths
 Schedule = Literal["cosine", "constant"]
 
 
-def rate_factor(schedule: Schedule, warmup: float, done: float) -> float:
-    """The share of the highest learning rate after the share `done` of all rounds.
+def rate_factor(schedule: Schedule, warmup: float, done: int, rounds: int) -> float:
+    """The share of the highest learning rate in the round before which `done` of all `rounds` were.
 
-    It grows from 0 over the share `warmup`, then stays, or falls to 0 along a cosine.
+    It grows over the share `warmup` of the rounds, from the first one on, then stays, or falls to 0 along a cosine.
     """
-    if done < warmup:
-        return done / warmup
+    share = done / rounds
+    if share < warmup:
+        return min((done + 1) / (warmup * rounds), 1.0)
     if schedule == "constant":
         return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup))) if warmup < 1.0 else 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * (share - warmup) / (1.0 - warmup))) if warmup < 1.0 else 1.0
 
 
 def sandwich(bits: Sequence[int], draw: Random) -> list[int]:

@@ -21,6 +21,7 @@ from mbqc.passes.train.coreset.scores import Score
 from mbqc.passes.train.coreset.selection import Selection
 from mbqc.passes.train.optimizers import Scales
 from mbqc.passes.train.parallel.ranks import joined
+from mbqc.passes.train.randomness import kept_for_the_caller
 from mbqc.passes.train.rounds import Schedule
 from mbqc.passes.train.task import Task
 from mbqc.passes.train.trainer import Trainer
@@ -42,7 +43,7 @@ class Train(Pass):
         weight_decay: of layers' weights.
         scale_rate: highest learning rate of scales; `lambda` of ALRS.
         schedule: how both rates go on after the warm-up.
-        warmup: share of the steps in which the rates grow from 0.
+        warmup: share of the steps in which the rates grow.
         clip: largest norm of the gradients of everything but scales together; 0 for no limit.
         label_smoothing: of the usual loss for labels.
         bits: widths to train; by default those that `quant{bits=...}` gave scales of their own.
@@ -56,9 +57,9 @@ class Train(Pass):
         bn_freeze: share of the steps, at the end, in which BatchNorm statistics stand still.
         reestimate: BatchNorm statistics from 200 batches at the end, `pooled` over the trained widths, or for each
             `width`; both are judged.
-        coreset: each width trains on the share `keep` of the samples, selected by these scores of its own.
-        selection: by `top` scores, equally many from ranges of scores without the highest 5 % (`stratified`), or a
-            random subset, `fresh` every epoch.
+        coreset: each width trains on the share `keep` of the samples, `random` ones of its own that are new in every
+            epoch, or those selected by these scores of its own.
+        selection: by `top` scores, or equally many from ranges of scores without the highest 5 % (`stratified`).
         keep: share of the samples in a coreset.
         coreset_warmup: epochs on all samples, which also score them.
         resample: epochs after which samples are scored and selected again; 0 for never.
@@ -91,7 +92,7 @@ class Train(Pass):
     switch_most: float = 0.5
     bn_freeze: float = 0.35
     reestimate: Literal["none", "pooled", "width"] = "none"
-    coreset: Literal["none"] | Score = "none"
+    coreset: Literal["none", "random"] | Score = "none"
     selection: Selection = "stratified"
     keep: float = 0.2
     coreset_warmup: int = 1
@@ -131,13 +132,15 @@ class Train(Pass):
 
     def _at_odds(self) -> Iterator[tuple[bool, str, str | None]]:
         """Options that do not go together."""
-        for needed, idle, names in (
-            ("coreset", self.coreset == "none", ("selection", "keep", "coreset_warmup", "resample")),
-            ("switch", self.switch == "none", ("switch_most",)),
+        for idle, where, needed, names in (
+            (self.coreset == "none", "without coreset", "coreset=...", ("keep", "coreset_warmup")),
+            (self.coreset == "none", "without coreset", "coreset=el2n", ("selection", "resample")),
+            (self.coreset == "random", "with coreset=random", "coreset=el2n", ("selection", "resample")),
+            (self.switch == "none", "without switch", "switch=...", ("switch_most",)),
         ):
             for name in names:
                 given = getattr(self, name) != getattr(type(self), name)
-                yield idle and given, f"{name} does nothing without {needed}", f"{needed}=..., or leave {name} out"
+                yield idle and given, f"{name} does nothing {where}", f"{needed}, or leave {name} out"
         yield (
             self.scales == "frozen" and self.alrs != "off",
             "alrs sets rates of scales, which scales=frozen keeps",
@@ -156,10 +159,6 @@ class Train(Pass):
         yield self.coreset_warmup < least, window, None
         sweep = f"coreset_warmup={self.coreset_warmup} must be less than epochs={self.epochs}"
         yield self.coreset_warmup >= self.epochs, sweep, "more epochs"
-        blind = f"selection=fresh draws without scores, so coreset={self.coreset} would not be used"
-        yield self.selection == "fresh" and self.coreset != "random", blind, "coreset=random"
-        ranks = "selection=stratified goes by scores, which coreset=random has not"
-        yield self.coreset == "random" and self.selection == "stratified", ranks, "selection=fresh or top"
 
     def run(self, graph: fx.GraphModule, context: Context) -> fx.GraphModule:
         """The trained graph, in eval mode and on the CPU.
@@ -194,8 +193,9 @@ class Train(Pass):
             place(graph, ranks.device)
             try:
                 ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines
-                trainer = Trainer(Task(graph, self, bits, context, ranks))
-                context.report.training = trainer.run()
+                with kept_for_the_caller(ranks.device):
+                    trainer = Trainer(Task(graph, self, bits, context, ranks))
+                    context.report.training = trainer.run()
             except torch.OutOfMemoryError as error:
                 raise PassError(f"{ranks.device} has not enough memory", hint="train{batch=...}, smaller") from error
             finally:

@@ -104,7 +104,7 @@ class Trainer:
     def _epoch(self, interrupt: Interrupt, advance: Advance) -> None:
         """One epoch, or the rest of it."""
         state, before = self._state, self._state.round
-        if self._subsets is not None and (before == 0 or self._options.selection == "fresh"):
+        if self._subsets is not None and (before == 0 or self._options.coreset == "random"):
             self._subsets.begin_epoch(state.epoch, state)
         index, rounds = 0, self._feeds.epoch(state.epoch)
         while (fed := self._read(rounds, state.done - before + index if index < before else state.done)) is not None:
@@ -159,8 +159,12 @@ class Trainer:
     def _observe(self, bits: int, fed: Fed, output: Any, loss: float) -> None:
         """After the step of a width."""
         state = self._state
-        if state.steps == 0:
-            state.watch.begin(loss, self._stepper.blind_loss(fed, output))
+
+        def blind() -> float:
+            return self._stepper.blind_loss(fed, output)
+
+        if not state.losses:  # the first of an epoch
+            state.watch.begin(loss, blind)
         state.steps += 1
         state.losses.setdefault(bits, Mean()).add(loss)
         if self._options.alrs != "off":
@@ -168,7 +172,7 @@ class Trainer:
         if self._subsets is not None:
             with state.clock("scoring"):
                 self._subsets.observe(state.epoch, bits, fed, output)
-        if state.watch.add(bits, loss, lambda: self._stepper.blind_loss(fed, output)):
+        if state.watch.add(bits, loss, blind):
             raise self._stepper.lost(bits, loss, state.done, state.watch)
 
     def _close_epoch(self) -> None:
@@ -209,8 +213,10 @@ class Trainer:
         state, trained = self._state, [resolve(bits, quantized_layers(self._graph)) for bits in self._bits]
         rows = trained_rows(self._graph, trained)
         nearest_rows(self._graph, rows)
+        judged = state.records[-1].metric  # of trained widths, whose rows stay as they were
         with state.clock("evaluating"):
-            after = metrics(self._graph, ALL_BITS, self._context)
+            rest = metrics(self._graph, [bits for bits in ALL_BITS if bits not in judged], self._context)
+        after = dict(sorted((judged | rest).items()))
         graphs = self._reestimated(trained, rows)
         with state.clock("evaluating"):
             again = {name: metrics(graph, ALL_BITS, self._context) for name, graph in graphs.items()}

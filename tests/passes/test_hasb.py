@@ -225,6 +225,17 @@ def test_outputs_and_graph_stay_the_same_to_the_last_bit(name: str) -> None:
     assert print_graph(after).replace(", sensitivity", "") == print_graph(before)
 
 
+def test_layers_that_take_no_gradient_take_none_afterwards() -> None:
+    """They are the user's frozen ones, which a later `train` must keep."""
+    x = correlated()
+    graph = quantized(TwoLinear, x)
+    graph.get_parameter("a.weight").requires_grad_(False)
+    after = sensed(graph, Context((x[:2],), labelled=labelled(x), loss=squared), Hasb(probes=2))
+    assert sensitivities(after)["a"].trace != 0
+    assert not after.get_parameter("a.weight").requires_grad
+    assert after.get_parameter("b.weight").requires_grad
+
+
 def test_the_seed_decides() -> None:
     x = correlated()
     graph = quantized(TwoLinear, x)

@@ -24,7 +24,6 @@ class Recorder:
         samples: of the training data; a sample's index is its row.
         classes: of the logits.
         bits: the widths that are observed.
-        seed: of `random`; every width draws its own.
         device: where the state is kept, best that of the logits.
 
     Raises:
@@ -38,14 +37,12 @@ class Recorder:
         classes: int,
         bits: Iterable[int],
         *,
-        seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if samples < 1:
             raise DataError("training data is empty", hint="train_data() must give at least one batch")
         self._score, self._classes, self._device = score, classes, torch.device(device)
-        generator = torch.Generator().manual_seed(seed)
-        self._trajectories = {b: trajectories(score, samples, classes, self._device, generator) for b in bits}
+        self._trajectories = {b: trajectories(score, samples, classes, self._device) for b in bits}
 
     def _of(self, bits: int) -> Trajectories:
         if bits not in self._trajectories:
@@ -71,7 +68,7 @@ class Recorder:
         if logits.shape != (n, self._classes) or not logits.is_floating_point():
             raise DataError(
                 f"the model's output is {logits.dtype} {tuple(logits.shape)}, a score needs ({n}, {self._classes})",
-                hint="train without scores: selection=fresh",
+                hint="train without scores: coreset=random",
             )
         if targets.shape != (n,) or targets.is_floating_point():
             raise DataError(f"targets are {targets.dtype} {tuple(targets.shape)}, a score needs whole numbers ({n},)")

@@ -12,9 +12,8 @@ from torch.utils.data import Sampler
 
 from mbqc.errors import DataError, PipelineError
 
-Selection = Literal["top", "stratified", "fresh"]
-"""`top` the highest scores; `stratified` all ranges of scores alike; `fresh` a new random subset every epoch, whatever
-the scores (`CoresetSampler(..., take=size)` over all samples)."""
+Selection = Literal["top", "stratified"]
+"""`top` the highest scores; `stratified` all ranges of scores alike."""
 
 DROPPED = 20
 """`stratified` leaves out one sample in so many, the hardest: often mislabelled (arXiv 2210.15809)."""
@@ -22,9 +21,32 @@ DROPPED = 20
 RANGES = 10
 """`stratified`: ranges of scores, equally wide."""
 
+BATCH = "samples in a batch"
+
+
+def share_size(samples: int, keep: float, least: int, of: str) -> int:
+    """How many samples the share `keep` is, `round(keep * samples)`.
+
+    Args:
+        least: how many it must be, namely as many as there are `of`.
+
+    Raises:
+        PipelineError: `keep` is outside (0, 1].
+        DataError: it is fewer.
+    """
+    if not 0 < keep <= 1:
+        raise PipelineError(f"a coreset cannot keep {keep} of the data", hint="a share above 0, at most 1")
+    size = round(keep * samples)
+    if size < least:
+        raise DataError(
+            f"a coreset of {size} samples ({keep:g} of {samples}) is smaller than the {least} {of}",
+            hint="keep more of the data",
+        )
+    return size
+
 
 def coreset_size(targets: Tensor, keep: float, batch: int = 1) -> int:
-    """Samples in a coreset, `round(keep * n)`; worth calling before training starts, with the (global) batch size.
+    """Samples in a coreset that goes by scores; worth calling before training starts, with the (global) batch size.
 
     Args:
         targets: integer labels [n].
@@ -35,32 +57,24 @@ def coreset_size(targets: Tensor, keep: float, batch: int = 1) -> int:
         PipelineError: `keep` is outside (0, 1].
         DataError: no samples, no labels, or a coreset smaller than a batch or than the classes.
     """
-    if not 0 < keep <= 1:
-        raise PipelineError(f"a coreset cannot keep {keep} of the data", hint="a share above 0, at most 1")
     if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise DataError(
-            f"targets are {targets.dtype} {tuple(targets.shape)}, a coreset needs one whole-number label a sample",
-            hint="train on the full data",
+            f"targets are {targets.dtype} {tuple(targets.shape)}, a score needs one whole-number label a sample",
+            hint="coreset=random, or train on the full data",
         )
     if not len(targets):
         raise DataError("training data is empty", hint="train_data() must give at least one batch")
     if int(targets.min()) < 0:
         raise DataError(f"label {int(targets.min())} is negative", hint="labels count from 0")
-    size, classes = round(keep * len(targets)), len(torch.unique(targets))
-    for least, of in ((classes, "classes in the data"), (batch, "samples in a batch")):
-        if size < least:
-            raise DataError(
-                f"a coreset of {size} samples ({keep:g} of {len(targets)}) is smaller than the {least} {of}",
-                hint="keep more of the data",
-            )
-    return size
+    share_size(len(targets), keep, len(torch.unique(targets)), "classes in the data")
+    return share_size(len(targets), keep, batch, BATCH)
 
 
 def select(
     scores: Tensor,
     targets: Tensor,
     keep: float,
-    selection: Literal["top", "stratified"],
+    selection: Selection,
     generator: torch.Generator,
 ) -> Tensor:
     """The coreset: sorted indices, int64 [round(keep * n)] on the CPU.

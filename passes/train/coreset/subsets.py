@@ -11,11 +11,12 @@ from torch import Tensor
 from mbqc.errors import DataError, PipelineError
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.coreset.scores import Recorder
-from mbqc.passes.train.coreset.selection import coreset_size, select
-from mbqc.passes.train.feeds import Fed, Feeds, seed_everything
+from mbqc.passes.train.coreset.selection import BATCH, coreset_size, select, share_size
+from mbqc.passes.train.feeds import WHAT, Fed, Feeds, seed_everything
 from mbqc.passes.train.judge import in_eval_mode, prepared
 from mbqc.passes.train.state import State
 from mbqc.passes.train.task import Task
+from mbqc.pipeline.objective import require_in_range
 from mbqc.widths import resolve
 
 
@@ -23,7 +24,9 @@ class Subsets:
     """Gives each width its coreset once the warm-up epochs, whose training forwards score the samples, are over.
 
     Raises:
-        DataError: the data cannot be read by index, has no labels, or is too small for coresets.
+        DataError: the data cannot be read by index, or is too small for coresets; or scores need labels of the model's
+            classes, which it has not.
+        PipelineError: scores need a model that gives [N, classes].
     """
 
     def __init__(self, task: Task, feeds: Feeds) -> None:
@@ -35,51 +38,52 @@ class Subsets:
                 "coresets choose samples, but the training data comes in batches",
                 hint="train_data() must give a Dataset, a DataLoader over one, or tensors",
             )
-        self._targets = feeds.samples.targets()
-        self._size = coreset_size(self._targets, options.keep, feeds.batch)
+        self._samples = len(feeds.samples)
+        self._samples, self._selected = len(feeds.samples), dict[int, Tensor]()
+        self._recorder: Recorder | None = None  # none where no score is read, or will be
+        if options.coreset == "random":
+            self._size = share_size(self._samples, options.keep, feeds.batch, BATCH)
+            return
         assert options.coreset != "none", "who makes coresets wants some"
-        if task.classes is None or task.classes < 2:
-            raise PipelineError("coresets rank samples by scores [N, classes], which this model does not give")
-        self._recorder = Recorder(
-            options.coreset,
-            len(self._targets),
-            task.classes,
-            task.bits,
-            seed=self._seed,
-            device=self._ranks.device,
-        )
-        self._selected: dict[int, Tensor] = {}
-        self._scored = options.selection != "fresh" and options.coreset != "random"
+        self._targets, classes = feeds.samples.targets(), task.classes
+        coreset_size(self._targets, options.keep, feeds.batch)
+        if classes is None or classes < 2:
+            message = "samples are scored by outputs [N, classes], which this model does not give"
+            raise PipelineError(message, hint="coreset=random")
+        require_in_range(self._targets, classes, WHAT)
+        self._recorder = Recorder(options.coreset, self._samples, classes, task.bits, device=task.ranks.device)
 
     def begin_epoch(self, epoch: int, state: State) -> None:
         """Selects coresets where it is time to; after the warm-up that takes scores of all samples first."""
-        since = epoch - self._options.coreset_warmup
-        if self._options.selection == "fresh" and since >= 0:
-            everything = torch.arange(len(self._targets))
-            self._feeds.use_coresets(dict.fromkeys(self._bits, everything), take=self._size)
+        since, every = epoch - self._options.coreset_warmup, self._options.resample
+        if self._options.coreset == "random" and since >= 0:
+            self._feeds.use_coresets(dict.fromkeys(self._bits, torch.arange(self._samples)), take=self._size)
+        again = every > 0 and since > 0 and since % every == 0
+        if self._recorder is None or not (again or since == 0):
             return
-        again = self._scored and bool(self._options.resample) and since > 0 and since % self._options.resample == 0
         if again:
             with state.clock("scoring"):
-                self._score(epoch, {bits: torch.arange(len(self._targets)) for bits in self._bits})
-        if again or since == 0:
-            with state.clock("selecting"):
-                self._select(epoch)
-            state.watch.begin_anew()
+                self._score(self._recorder, epoch, {bits: torch.arange(self._samples) for bits in self._bits})
+        with state.clock("selecting"):
+            self._select(self._recorder, epoch)
+        state.watch.begin_anew()
+        if not every or epoch + every >= self._options.epochs:
+            self._recorder = None  # tdds keeps all outputs on the device, twice
 
     def observe(self, epoch: int, bits: int, fed: Fed, output: Any) -> None:
         """Notes what the model said in the training forward of a warm-up epoch, which costs no pass of its own."""
-        if self._scored and epoch < self._options.coreset_warmup:
+        if self._recorder is not None and epoch < self._options.coreset_warmup:
             assert fed.indices is not None, "coresets are of samples"
             self._recorder.observe(bits, fed.indices, output, fed.target)
 
     def end_epoch(self, epoch: int, state: State) -> None:
         """Scores the samples that a width has not met in a warm-up epoch (a short last batch, a sandwich)."""
-        if self._scored and epoch < self._options.coreset_warmup:
+        if self._recorder is not None and epoch < self._options.coreset_warmup:
             with state.clock("scoring"):
-                self._score(epoch, {bits: self._recorder.unseen(bits, self._sum) for bits in self._bits})
+                missing = {bits: self._recorder.unseen(bits, self._sum) for bits in self._bits}
+                self._score(self._recorder, epoch, missing)
 
-    def _score(self, epoch: int, missing: dict[int, Tensor]) -> None:
+    def _score(self, recorder: Recorder, epoch: int, missing: dict[int, Tensor]) -> None:
         """Ends a snapshot, after a forward pass over the `missing` samples of each width."""
         seed_everything(f"{self._seed} scoring {epoch} {self._ranks.rank}")
         layers = quantized_layers(self._graph)
@@ -89,30 +93,31 @@ class Subsets:
                 for fed in self._feeds.read(indices):
                     output = self._graph(*prepared(fed.inputs, dtype), resolve(bits, layers))
                     assert fed.indices is not None, "asked for"
-                    self._recorder.observe(bits, fed.indices, output, fed.target)
-        self._recorder.end_snapshot(self._sum)
+                    recorder.observe(bits, fed.indices, output, fed.target)
+        recorder.end_snapshot(self._sum)
 
     def _sum(self, values: Tensor) -> None:
         values.copy_(self._ranks.sum(values))
 
-    def _select(self, epoch: int) -> None:
-        assert self._options.selection != "fresh", "has no scores"
+    def _select(self, recorder: Recorder, epoch: int) -> None:
         for bits in self._bits:
             generator = torch.Generator().manual_seed(Random(f"{self._seed} {epoch} {bits}").getrandbits(63))
-            scores = self._recorder.scores(bits)
-            self._selected[bits] = select(scores, self._targets, self._options.keep, self._options.selection, generator)
+            scores, options = recorder.scores(bits), self._options
+            self._selected[bits] = select(scores, self._targets, options.keep, options.selection, generator)
         self._feeds.use_coresets(self._selected)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps; all ranks ask for it together."""
-        return {
-            **self._recorder.state(self._sum),
-            **{f"selected.{bits}": kept for bits, kept in self._selected.items()},
-        }
+        scores = self._recorder.state(self._sum) if self._recorder is not None else {}
+        return scores | {f"selected.{bits}": kept for bits, kept in self._selected.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes on from `state()`."""
         selected = {name: value for name, value in state.items() if name.startswith("selected.")}
-        self._recorder.restore({name: value for name, value in state.items() if name not in selected}, self._ranks.rank)
+        scores = {name: value for name, value in state.items() if name not in selected}
+        if self._recorder is not None and scores:
+            self._recorder.restore(scores, self._ranks.rank)
+        else:
+            self._recorder = None
         self._selected = {int(name.partition(".")[2]): value for name, value in selected.items()}
         self._feeds.use_coresets(self._selected)

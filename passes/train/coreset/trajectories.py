@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-Score = Literal["tdds", "el2n", "entropy", "forgetting", "random"]
+Score = Literal["tdds", "el2n", "entropy", "forgetting"]
 """What ranks the samples; higher is harder, or says more."""
 
 WINDOW = 10
@@ -184,29 +184,8 @@ def _spread(values: Tensor, among: Tensor) -> Tensor:
     return ((values - mean[:, None]) * among).square().sum(1).sqrt()
 
 
-class _Random(Trajectories):
-    """Drawn once; observations change nothing."""
-
-    least = 0
-
-    def __init__(self, samples: int, device: torch.device, generator: torch.Generator) -> None:
-        super().__init__(samples, device)
-        self.tensors["drawn"] = torch.rand(samples, dtype=torch.float64, generator=generator).to(device)
-
-    def measure(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return logits.new_zeros(len(logits))
-
-    def advance(self, seen: Tensor, measured: Tensor) -> None:
-        pass
-
-    def scores(self) -> Tensor:
-        return self.tensors["drawn"].clone()
-
-
-def trajectories(
-    score: Score, samples: int, classes: int, device: torch.device, generator: torch.Generator
-) -> Trajectories:
-    """Empty trajectories that give this score; `generator`, on the CPU, draws the random ones."""
+def trajectories(score: Score, samples: int, classes: int, device: torch.device) -> Trajectories:
+    """Empty trajectories that give this score."""
     match score:
         case "tdds":
             return _Tdds(samples, device, classes)
@@ -216,5 +195,3 @@ def trajectories(
             return _Entropy(samples, device)
         case "forgetting":
             return _Forgetting(samples, device)
-        case "random":
-            return _Random(samples, device, generator)

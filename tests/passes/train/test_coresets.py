@@ -118,7 +118,7 @@ LABELS = torch.arange(100) % 10
         (LABELS, 1.5, PipelineError, "cannot keep 1.5"),
         (LABELS, -0.2, PipelineError, "cannot keep -0.2"),
         (LABELS, float("nan"), PipelineError, "cannot keep nan"),
-        (LABELS.double(), 0.5, DataError, r"targets are torch.float64 \(100,\), a coreset needs one whole-number"),
+        (LABELS.double(), 0.5, DataError, r"targets are torch.float64 \(100,\), a score needs one whole-number"),
         (LABELS.bool(), 0.5, DataError, "targets are torch.bool"),
         (LABELS.reshape(50, 2), 0.5, DataError, r"targets are torch.int64 \(50, 2\)"),
         (LABELS - 1, 0.5, DataError, "label -1 is negative"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from mbqc.errors import DataError, PassError
@@ -68,7 +70,8 @@ def test_samples_in_any_form_train_alike(form: str) -> None:
 
 def test_a_loader_with_a_worker_trains_as_one_without() -> None:
     expected, _ = trained("epochs=1")
-    found, _ = trained("epochs=1", context(DataLoader(TensorDataset(*stripes()), batch_size=BATCH, num_workers=1)))
+    loader = DataLoader(TensorDataset(*stripes()), batch_size=BATCH, num_workers=1, persistent_workers=True)
+    found, _ = trained("epochs=1", context(loader))
     assert differing(weights(expected), weights(found)) == []
     assert active_children() == []
 
@@ -133,7 +136,7 @@ def test_the_batch_size_is_the_loaders_or_the_option(size: int | None, given: in
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         seen.append(len(target))
-        return torch.nn.functional.cross_entropy(output, target)
+        return cross_entropy(output, target)
 
     run(f"train{{epochs=1,bits=8,batch={given}}}", quantized(), context(labelled, loss=loss))
     assert len(seen) == steps + 1  # once about one answer for all samples of the first batch
@@ -231,7 +234,7 @@ def test_no_data_at_all() -> None:
         ),
         ("keep=0.25,batch=1", lambda: (images()[:8], labels()[:8]), "smaller than the 3 classes"),
         ("keep=0.5", lambda: list(batches()), "coresets choose samples, but the training data comes in batches"),
-        ("keep=0.5", lambda: (images(), labels().float()), "a coreset needs one whole-number label a sample"),
+        ("keep=0.5", lambda: (images(), labels().float()), "a score needs one whole-number label a sample"),
         ("keep=0.5", lambda: (images(), labels() - 1), "label -1 is negative"),
     ],
 )
@@ -239,6 +242,40 @@ def test_data_that_coresets_cannot_use(options: str, data: Callable[[], Any], me
     size = "" if "batch" in options else f",batch={BATCH}"
     with pytest.raises(DataError, match=message):
         run(f"train{{epochs=3,coreset=el2n,{options}{size}}}", quantized(), context(data()))
+
+
+@pytest.mark.parametrize("score", ["el2n", "entropy", "forgetting"])
+def test_labels_that_only_a_loss_of_ones_own_takes_have_no_score(score: str) -> None:
+    """Such as those which it ignores."""
+    ignored = labels().clone()
+    ignored[5] = 255
+    data = context((images(), ignored), loss=partial(cross_entropy, ignore_index=255))
+    with pytest.raises(DataError, match=r"training data: label 255 is out of range: the model has 3 classes\n.*0 to 2"):
+        trained(f"epochs=2,coreset={score},keep=0.5", data)
+
+
+def test_random_samples_need_no_labels_and_are_not_read_to_be_chosen() -> None:
+    """Half of them in each epoch, others for each width."""
+    read: list[int] = []
+
+    class Heights(Dataset[tuple[Tensor, Tensor]]):
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            read.append(index)
+            return images()[index], images()[index].mean()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output[:, 0] - target).square().mean()
+
+    surroundings = replace(context(Heights(), loss=loss), evaluation=None)
+    trained("epochs=2,coreset=random,coreset_warmup=0,keep=0.5", surroundings)
+    half = len(read) // 2
+    first, second = set(read[:half]), set(read[half:])
+    assert half == 3 * SAMPLES // 2
+    assert min(len(first), len(second)) > SAMPLES // 2
+    assert first != second
 
 
 class Unlabelled(Dataset[Tensor]):
@@ -276,6 +313,22 @@ def test_evaluation_data_that_does_not_fit() -> None:
             trained("epochs=1", surroundings)
 
 
+class BrokenBatches:
+    """Batches that can be read again, but not to the end."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield images(), labels()
+        raise OSError("the file ends early")
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("name", ["evaluation", "calibration"])
+def test_data_that_raises_is_told_with_its_line(name: str, once: bool) -> None:
+    message = rf"test_data\.py:\d+: {name} data raised OSError: the file ends early"
+    with pytest.raises(DataError, match=message):
+        trained("epochs=1", replace(context(), **{name: iter(BrokenBatches()) if once else BrokenBatches()}))
+
+
 # The user's functions
 
 
@@ -304,4 +357,4 @@ def test_a_loss_that_is_none(loss: Any, message: str) -> None:
 
 def test_label_smoothing_of_a_loss_of_ones_own_is_refused() -> None:
     with pytest.raises(PassError, match=r"label_smoothing is part of the usual loss.*\n.*smooth there"):
-        trained("epochs=1,label_smoothing=0.1", context(loss=torch.nn.functional.cross_entropy))
+        trained("epochs=1,label_smoothing=0.1", context(loss=cross_entropy))

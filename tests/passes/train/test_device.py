@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from mbqc.devices import CPU, find_device, fits
 from mbqc.errors import DataError, PassError, UsageError
@@ -23,6 +23,7 @@ from mbqc.ir.graph import place
 from mbqc.ir.quantized import quantized_layers
 from mbqc.lookup import find_pass
 from mbqc.passes.train import Train
+from mbqc.passes.train.coreset.scores import Recorder
 from mbqc.passes.train.feeds import Feeds
 from mbqc.passes.train.parallel.ranks import Ranks, joined
 from mbqc.passes.train.task import Task
@@ -187,7 +188,9 @@ def as_two_ranks(folder: Path) -> list[tuple[str, str]]:
         patches.enter_context(patch.object(dist, "broadcast_object_list", lambda objects, src: None))
         patches.enter_context(patch("mbqc.passes.train.train.joined", join))
         patches.enter_context(patch("mbqc.devices.free_memory", lambda _: PLENTY))
-        options = "epochs=2,coreset=random,selection=top,keep=0.5,distill=float,switch=uniform,reestimate=pooled"
+        # half of the samples are only seen by the other rank
+        patches.enter_context(patch.object(Recorder, "scores", lambda self, bits: torch.arange(32.0)))
+        options = "epochs=2,coreset=el2n,selection=top,keep=0.5,distill=float,switch=uniform,reestimate=pooled"
         trained(options, context(few(), folder, device=device()))
     return sent
 
@@ -289,6 +292,41 @@ def test_other_samples_are_read_into_pinned_memory_for_a_gpu() -> None:
     assert samples.on(CPU).settings == {}
 
 
+class Whole(Dataset[tuple[Tensor, Tensor]]):
+    """Gives batches, and no sample alone."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        images, labels = few()
+        return images[indices], labels[indices]
+
+
+class Gone(Whole):
+    """Cannot be read."""
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        raise OSError("the file is gone")
+
+
+def as_it_is(made: object) -> object:
+    return made
+
+
+def test_a_dataset_is_asked_as_its_reader_will_ask_it() -> None:
+    samples = samples_of(DataLoader(Whole(), batch_size=16, collate_fn=as_it_is), 1)
+    assert samples is not None
+    assert samples.on(CUDA).settings["pin_memory"] is True
+
+
+def test_a_dataset_that_raises_there_is_told_with_its_line() -> None:
+    samples = samples_of(DataLoader(Gone(), batch_size=16, collate_fn=as_it_is), 1)
+    assert samples is not None
+    with pytest.raises(DataError, match=r"test_device\.py:\d+: training data raised OSError: the file is gone"):
+        samples.on(CUDA)
+
+
 class There(Noisy):
     """Samples on the second device, where the dataset keeps them."""
 
@@ -297,15 +335,27 @@ class There(Noisy):
         return image.to(device()), label
 
 
-def settings_there() -> dict[str, Any]:
-    samples = samples_of(DataLoader(There(), batch_size=16, pin_memory=True), 1)
+def sent_there(samples: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    images, labels = default_collate(samples)
+    return [images.to(device()), labels.to(device())]
+
+
+ELSEWHERE: dict[str, Callable[[], DataLoader[Any]]] = {
+    "dataset": lambda: DataLoader(There(), batch_size=16, pin_memory=True),
+    "collate_fn": lambda: DataLoader(noisy(), batch_size=16, pin_memory=True, collate_fn=sent_there),
+}
+
+
+def pins(form: str) -> bool:
+    samples = samples_of(ELSEWHERE[form](), 1)
     assert samples is not None
-    return {name: value for name, value in samples.on(CUDA).settings.items() if name == "pin_memory"}
+    return bool(samples.on(CUDA).settings["pin_memory"])
 
 
-def test_samples_that_a_dataset_gives_on_a_device_are_not_pinned(call: Call) -> None:
+@pytest.mark.parametrize("form", ELSEWHERE)
+def test_samples_that_come_on_a_device_are_not_pinned(call: Call, form: str) -> None:
     """torch pins only tensors of the CPU, and raises for others."""
-    assert call(settings_there) == {"pin_memory": False}
+    assert call(pins, form) is False
 
 
 def not_finite() -> None:

@@ -34,7 +34,7 @@ losses = st.floats(0, 1e30)
 
 def begun(loss: float = 0.1, blind: float = 1.0) -> Watch:
     watch = Watch()
-    watch.begin(loss, blind)
+    watch.begin(loss, lambda: blind)
     return watch
 
 
@@ -103,6 +103,25 @@ def test_losses_that_can_be_negative_are_not_judged() -> None:
     assert not watch.add(8, 0.1, always)
     assert not watch.add(8, -0.1, always)
     assert not any(watch.add(8, 2.0, always) for _ in range(200))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_a_model_learns_can_be_lost_from_the_next_epoch_on(signed: bool) -> None:
+    """Whatever it knew before the first step; but no loss that was ever negative is judged."""
+    watch = begun(0.9)
+    for loss in (-0.1 if signed else 0.9, 0.1):
+        assert not watch.add(8, loss, always)
+    watch.begin(0.1, always)
+    watch.begin(0.1, lambda: 100.0)  # in the epoch after that, which changes nothing
+    assert not watch.add(8, 0.1, always)
+    assert any(watch.add(8, 0.9, always) for _ in range(ROUNDS)) is not signed
+
+
+@given(st.lists(losses, max_size=200))
+def test_a_lucky_batch_in_the_midst_of_an_epoch_is_no_knowledge(course: list[float]) -> None:
+    watch = begun(0.9)
+    assert not any(watch.add(8, loss, always) for loss in [0.1, *course])
+    assert not watch.in_doubt
 
 
 @given(st.lists(st.tuples(st.sampled_from([8, 4, 2]), st.sampled_from([0.1, 2.0])), max_size=300))
@@ -199,6 +218,18 @@ LOST = r"what the model knew at \d bits is lost by round \d+: in 50 rounds .*\. 
 def test_rates_that_are_far_too_high_are_stopped(options: str) -> None:
     with pytest.raises(PassError, match=LOST):
         go_on(options, surroundings())
+
+
+def other_digits() -> tuple[Tensor, Tensor]:
+    """Each with the label of the next one: the model knows less than nothing, but learns fast."""
+    images, labels = zoo.digits().images("train")
+    return images[:256], (labels[:256] + 1) % 10
+
+
+def test_a_model_that_learned_first_and_then_lost_it_is_stopped_and_one_that_keeps_it_is_not() -> None:
+    with pytest.raises(PassError, match=LOST):
+        go_on("rate=0.3,warmup=1,epochs=12", surroundings(labelled=other_digits()))
+    go_on("rate=0.01,epochs=4", surroundings(labelled=other_digits()))
 
 
 @pytest.mark.parametrize("options", ["rate=0.01", "rate=0.05", "rate=0.01,distill=float"])

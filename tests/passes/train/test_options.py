@@ -52,9 +52,10 @@ WRONG = {
     "coreset=el2n,coreset_warmup=3": "coreset_warmup=3 must be less than epochs=3",
     "coreset=el2n,epochs=1": "coreset_warmup=1 must be less than epochs=1",
     "coreset=tdds": "coreset_warmup=1 must be at least 3 with coreset=tdds",
-    "coreset=random": "selection=stratified goes by scores, which coreset=random has not",
-    "coreset=el2n,selection=balanced": "'balanced' is not a value of type top|stratified|fresh",
-    "coreset=el2n,selection=fresh": "selection=fresh draws without scores, so coreset=el2n would not be used",
+    "coreset=random,selection=top": "selection does nothing with coreset=random\n  try: coreset=el2n, or leave",
+    "coreset=random,resample=1": "resample does nothing with coreset=random\n  try: coreset=el2n, or leave",
+    "coreset=random,epochs=1": "coreset_warmup=1 must be less than epochs=1",
+    "coreset=el2n,selection=balanced": "'balanced' is not a value of type top|stratified",
 }
 
 
@@ -71,8 +72,8 @@ def test_nonsense_is_refused(options: str) -> None:
     [
         "bn_freeze=0,warmup=0",
         "bn_freeze=1,warmup=1",
-        "coreset=random,selection=fresh,coreset_warmup=0",
-        "coreset=random,selection=top",
+        "coreset=random",
+        "coreset=random,coreset_warmup=0,epochs=1",
         "coreset=tdds,coreset_warmup=3,epochs=4",
         "distill=none,switch=none,reestimate=none,coreset=none",
         "keep=0.2",  # the default, spelled out

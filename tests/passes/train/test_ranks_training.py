@@ -30,7 +30,7 @@ EXACT = {
     "distilled": "epochs=1,distill=highest,alrs=layer,scales=raw,evaluate=0,precision=float64",
     "top": "epochs=3,coreset=el2n,selection=top,keep=0.4,resample=1,evaluate=0,precision=float64",
     "stratified": "epochs=2,coreset=entropy,widths=sandwich,keep=0.4,evaluate=0,precision=float64",
-    "fresh": "epochs=2,coreset=random,selection=fresh,keep=0.5,evaluate=0,precision=float64",
+    "fresh": "epochs=2,coreset=random,keep=0.5,evaluate=0,precision=float64",
 }
 """float64: what is left are sums in another order."""
 

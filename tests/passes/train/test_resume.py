@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, fx
 from torch.utils.data import DataLoader
 
@@ -38,7 +39,7 @@ OPTIONS = {
     "plain": f"epochs={EPOCHS},checkpoint=2",
     "sandwich": f"epochs={EPOCHS},checkpoint=2,widths=sandwich,alrs=layer,scales=raw",
     "coreset": f"epochs={EPOCHS},checkpoint=2,coreset=el2n,keep=0.5,resample=1",
-    "fresh": f"epochs={EPOCHS},checkpoint=2,coreset=random,selection=fresh,keep=0.5",
+    "random": f"epochs={EPOCHS},checkpoint=2,coreset=random,keep=0.5",
     "switch": f"epochs={EPOCHS},checkpoint=2,switch=uniform,bn_freeze=0.6",
     "bfloat16": f"epochs={EPOCHS},checkpoint=2,precision=bfloat16",
 }
@@ -132,6 +133,21 @@ def test_scores_of_augmented_samples(tmp_path: Path, kill: int) -> None:
 @pytest.mark.parametrize("data", ["tensors", "dataset", "loader", "own order"])
 def test_a_loss_that_draws_random_numbers(tmp_path: Path, data: str) -> None:
     _resumed_equals_unbroken(tmp_path, "epochs=2,checkpoint=2,evaluate=0", DATA[data], 9, drawing_loss)
+
+
+@pytest.mark.parametrize("kill", [40, 60])
+def test_scores_that_select_no_more_are_not_kept(tmp_path: Path, kill: int) -> None:
+    """Those of `tdds` are as large as all outputs, twice, on the device."""
+    options = "epochs=6,checkpoint=1,evaluate=0,coreset=el2n,selection=top,keep=0.5,coreset_warmup=2,resample=2"
+    _resumed_equals_unbroken(tmp_path / "killed", options, stripes, kill)
+    trained(options, context(folder=tmp_path / "unbroken"))
+    kept = {name for name in load_file(max((tmp_path / "unbroken").glob("step-*"))) if name.startswith("subsets.")}
+    assert kept == {"subsets.selected.8", "subsets.selected.4", "subsets.selected.2"}
+
+
+def test_a_coreset_without_scores_keeps_nothing(tmp_path: Path) -> None:
+    trained("epochs=2,evaluate=0,coreset=random,keep=0.5", context(folder=tmp_path))
+    assert not [name for name in load_file(max(tmp_path.glob("step-*"))) if name.startswith("subsets.")]
 
 
 def _resumed_equals_unbroken(

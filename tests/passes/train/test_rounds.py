@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mbqc.errors import PassError
 from mbqc.ir.annotations import Switching
-from mbqc.passes.train.rounds import draws_of, rate_factor, sandwich, switched
+from mbqc.passes.train.rounds import Schedule, draws_of, rate_factor, sandwich, switched
 from mbqc.widths import Widths
 from tests.passes.train.small import QUANTIZED, batch, quantized, quiet, shared, stepper
 
@@ -27,33 +27,42 @@ def likely(count: int, chance: float, draws: int = DRAWS) -> bool:
 @pytest.mark.parametrize(
     ("schedule", "warmup", "done", "factor"),
     [
-        ("cosine", 0.0, 0.0, 1.0),
-        ("cosine", 0.0, 0.5, 0.5),
-        ("cosine", 0.0, 1.0, 0.0),
-        ("cosine", 0.2, 0.0, 0.0),
-        ("cosine", 0.2, 0.1, 0.5),
-        ("cosine", 0.2, 0.2, 1.0),
-        ("cosine", 0.2, 0.6, 0.5),
-        ("cosine", 0.2, 1.0, 0.0),
-        ("cosine", 1.0, 0.5, 0.5),
-        ("cosine", 1.0, 1.0, 1.0),
-        ("constant", 0.0, 0.0, 1.0),
-        ("constant", 0.0, 1.0, 1.0),
-        ("constant", 0.5, 0.25, 0.5),
-        ("constant", 0.5, 0.5, 1.0),
+        ("cosine", 0.0, 0, 1.0),
+        ("cosine", 0.0, 5, 0.5),
+        ("cosine", 0.0, 10, 0.0),
+        ("cosine", 0.2, 0, 0.5),
+        ("cosine", 0.2, 1, 1.0),
+        ("cosine", 0.2, 2, 1.0),
+        ("cosine", 0.2, 6, 0.5),
+        ("cosine", 0.2, 10, 0.0),
+        ("cosine", 0.25, 2, 1.0),  # not 3 / 2.5
+        ("cosine", 0.01, 0, 1.0),
+        ("cosine", 1.0, 4, 0.5),
+        ("cosine", 1.0, 10, 1.0),
+        ("constant", 0.0, 0, 1.0),
+        ("constant", 0.0, 10, 1.0),
+        ("constant", 0.5, 3, 0.8),
+        ("constant", 0.5, 5, 1.0),
     ],
 )
-def test_the_rate_at_its_corners(schedule: str, warmup: float, done: float, factor: float) -> None:
-    assert rate_factor(schedule, warmup, done) == pytest.approx(factor, abs=1e-12)  # type: ignore[arg-type]
+def test_the_rate_at_its_corners(schedule: Schedule, warmup: float, done: int, factor: float) -> None:
+    assert rate_factor(schedule, warmup, done, 10) == pytest.approx(factor, abs=1e-12)
 
 
-@given(st.sampled_from(["cosine", "constant"]), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_a_rate_grows_in_the_warm_up_and_never_after_it(schedule: str, warmup: float, a: float, b: float) -> None:
-    first, second = (rate_factor(schedule, warmup, done) for done in sorted((a, b)))  # type: ignore[arg-type]
+shares = st.floats(0, 1)
+
+
+@given(st.sampled_from(["cosine", "constant"]), shares, st.integers(1, 10**6), shares, shares)
+def test_a_rate_grows_in_the_warm_up_and_never_after_it(
+    schedule: Schedule, warmup: float, rounds: int, one: float, other: float
+) -> None:
+    a, b = sorted((round(one * rounds), round(other * rounds)))
+    first, second = (rate_factor(schedule, warmup, done, rounds) for done in (a, b))
     assert 0 <= first <= 1
-    if max(a, b) < warmup:
+    assert first > 0 or a == rounds  # no round is for nothing
+    if b / rounds < warmup:
         assert first <= second
-    if min(a, b) >= warmup:
+    if a / rounds >= warmup:
         assert first >= second
 
 

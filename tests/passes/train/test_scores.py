@@ -116,15 +116,8 @@ def test_widths_are_scored_apart(score: Score) -> None:
         recorder.observe(2, torch.arange(SAMPLES), low, labels())
         recorder.end_snapshot()
     assert not torch.equal(recorder.scores(8), recorder.scores(2))
-    if score != "random":
-        assert torch.equal(recorder.scores(8), recorded(score, epochs(4)).scores(8))
-        assert torch.equal(recorder.scores(2), recorded(score, epochs(4, seed=1)).scores(8))
-
-
-def test_random_scores_follow_from_the_seed() -> None:
-    first, same, other = (Recorder("random", SAMPLES, CLASSES, [8, 4], seed=s) for s in (1, 1, 2))
-    assert torch.equal(first.scores(8), same.scores(8))
-    assert not torch.equal(first.scores(8), other.scores(8))
+    assert torch.equal(recorder.scores(8), recorded(score, epochs(4)).scores(8))
+    assert torch.equal(recorder.scores(2), recorded(score, epochs(4, seed=1)).scores(8))
 
 
 @every_score
@@ -157,7 +150,7 @@ def test_a_snapshot_that_missed_a_sample_leaves_its_trajectory_alone(score: Scor
     found = recorder.scores(8)
     assert torch.equal(found[1:], whole[1:])
     assert found[0] == short[0]
-    assert score in ("random", "forgetting") or found[0] != whole[0]
+    assert score == "forgetting" or found[0] != whole[0]
 
 
 @pytest.mark.parametrize(("score", "needed"), [("el2n", 1), ("entropy", 1), ("forgetting", 1), ("tdds", 3)])
@@ -241,7 +234,7 @@ def test_a_restored_recorder_goes_on_where_the_stored_one_stood(score: Score) ->
         recorder.observe(8, torch.arange(SAMPLES), said[12], labels())
         recorder.end_snapshot()
 
-    first, second = recorded(score, said[:11], [8, 2]), Recorder(score, SAMPLES, CLASSES, [8, 2], seed=5)
+    first, second = recorded(score, said[:11], [8, 2]), Recorder(score, SAMPLES, CLASSES, [8, 2])
     first.observe(2, torch.arange(4), said[11][:4], labels()[:4])
     stored = {name: tensor.clone() for name, tensor in first.state().items()}
     finish(first)

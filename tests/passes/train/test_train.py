@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import random
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mbqc.api import compile_model, pipeline_of
+from mbqc.errors import PassError
 from mbqc.ir.compare import sqnr
 from mbqc.ir.modules import WidthBatchNorm
 from mbqc.ir.norms import batch_norms, estimate, width_norms
@@ -25,6 +29,7 @@ from tests.passes.train.small import (
     BATCH,
     QUANTIZED,
     SAMPLES,
+    Noisy,
     context,
     differing,
     network,
@@ -66,13 +71,39 @@ def test_the_report_counts_what_was_done() -> None:
     assert {"training", "evaluating"} <= set(result.seconds)
 
 
-def test_the_metrics_are_those_of_the_graphs_before_and_after() -> None:
+TRANSITIONAL = "normalize,quant{pin_ends=false},bncorrect{moments=none,statistics=pair,affine=pair}"
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ("epochs=1", QUANTIZED),
+        ("epochs=1", QUANTIZED + "{moments=none,statistics=width}"),
+        ("epochs=1,switch=uniform,switch_most=1", TRANSITIONAL),
+    ],
+)
+def test_the_metrics_are_those_of_the_graphs_before_and_after(options: str, passes: str) -> None:
     surroundings = context()
-    graph, result = trained("epochs=1", surroundings)
-    assert result.exact == all_metrics(quantized(), surroundings)[0]
-    assert result.before == metrics(quantized(), range(1, 9), surroundings)
+    graph, result = trained(options, surroundings, passes)
+    assert result.exact == all_metrics(quantized(passes), surroundings)[0]
+    assert result.before == metrics(quantized(passes), range(1, 9), surroundings)
     assert result.after == metrics(graph, range(1, 9), surroundings)
     assert result.epochs[-1].metric == {bits: result.after[bits] for bits in (8, 4, 2)}
+
+
+@pytest.mark.parametrize("evaluate", [0, 1, 2])
+def test_nothing_is_judged_twice(evaluate: int) -> None:
+    """After the last epoch, 5 widths are left that it did not train, or all 8."""
+    judged: list[int] = []
+
+    def metric(output: Tensor, target: Tensor) -> float:
+        judged.append(len(target))
+        return float((output.argmax(1) == target).double().mean())
+
+    _, result = trained(f"epochs=2,evaluate={evaluate}", context(metric=metric))
+    before = 1 + len(ALL_BITS)
+    assert len(judged) == before + {0: 8, 1: 3 + 3 + 5, 2: 3 + 5}[evaluate]
+    assert list(result.after) == list(result.before)
 
 
 def test_judging_is_rare_where_asked() -> None:
@@ -228,9 +259,6 @@ def test_rows_of_untrained_widths_are_re_estimated_with_their_neighbours() -> No
         assert torch.equal(norm.running_mean[5], norm.running_mean[4])
 
 
-TRANSITIONAL = "normalize,quant{pin_ends=false},bncorrect{moments=none,statistics=pair,affine=pair}"
-
-
 @pytest.mark.parametrize("options", ["epochs=2", "epochs=2,bn_freeze=0,reestimate=pooled", "epochs=1,widths=sandwich"])
 def test_transitional_batch_norm_trained_at_uniform_widths_is_switchable_batch_norm(options: str) -> None:
     """Pairs matter only where `switch` mixes widths: else results are equal bit for bit, at untrained widths too."""
@@ -251,6 +279,26 @@ def test_pairs_that_layers_switched_to_keep_what_was_trained() -> None:
     assert not any(torch.equal(pairs[a], pairs[b]) for a in kept for b in kept if a != b)
     for (before, bits), numbers in pairs.items():  # 5 is as near to 8 as to 2: the wider
         assert torch.equal(numbers, pairs[8 if before >= 5 else 2, 8 if bits >= 5 else 2])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_trained(fails: bool) -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(output, target) * (torch.nan if fails else 1)
+
+    def drawn() -> tuple[float, float, float]:
+        return float(torch.rand(())), np.random.rand(), random.random()
+
+    def seeded() -> None:
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+
+    quantized()
+    seeded()
+    expected = drawn()
+    seeded()
+    with pytest.raises(PassError) if fails else nullcontext():
+        trained("epochs=1,evaluate=0", context(Noisy(), loss=loss))
+    assert drawn() == expected
 
 
 def test_labels_of_any_whole_number_type() -> None:
