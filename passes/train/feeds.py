@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mbqc.devices import moved
 from mbqc.errors import DataError
 from mbqc.passes.train.coreset.selection import CoresetSampler
+from mbqc.passes.train.randomness import seed_everything
 from mbqc.passes.train.task import Task
 from mbqc.pipeline.data import Batch, LabelledBatch, Samples, require_target
 from mbqc.pipeline.objective import require_in_range
@@ -188,22 +186,3 @@ class Feeds:
     def _here(self, inputs: Batch, target: Tensor | None, indices: Tensor | None) -> Fed:
         *inside, outside = moved((*inputs, require_target(target, WHAT)), self._ranks.device)
         return Fed(tuple(inside), outside, indices)
-
-
-@contextmanager
-def seeded(text: str, device: torch.device) -> Iterator[None]:
-    """What is drawn within the block depends on `text` alone, and what is drawn behind it not on the block."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        seed_everything(text)
-        yield
-    np.random.set_state(numpy_state)
-    random.setstate(python_state)
-
-
-def seed_everything(text: str) -> None:
-    """Seeds what a user's augmentation or loss may draw from."""
-    draw = random.Random(text)
-    torch.manual_seed(draw.getrandbits(63))
-    np.random.seed(draw.getrandbits(32))
-    random.seed(draw.getrandbits(63))

@@ -16,9 +16,9 @@ from mbqc.ir.annotations import Switching
 from mbqc.ir.norms import freeze_statistics
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.captured import Captured
+from mbqc.passes.train.collapse import ROUNDS, Watch
 from mbqc.passes.train.diverged import HINT, changed_most, first_not_finite, parameter_norms
 from mbqc.passes.train.feeds import Fed
-from mbqc.passes.train.forgetting import ROUNDS, Watch
 from mbqc.passes.train.judge import prepared
 from mbqc.passes.train.objective import Objective
 from mbqc.passes.train.optimizers import ScaleOptimizer, WeightOptimizer

@@ -1,4 +1,4 @@
-"""The global random numbers, from which a user's augmentation may draw."""
+"""The global random numbers, from which a user's augmentation or loss may draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def kept_for_the_caller(device: torch.device) -> Iterator[None]:
+def kept(device: torch.device) -> Iterator[None]:
     """Within it torch (on all GPUs too), numpy and Python's random may be seeded; afterwards they go on as before.
 
     Args:
@@ -26,3 +26,19 @@ def kept_for_the_caller(device: torch.device) -> Iterator[None]:
     finally:
         np.random.set_state(of_numpy)
         random.setstate(of_python)
+
+
+@contextmanager
+def seeded(text: str, device: torch.device) -> Iterator[None]:
+    """What is drawn within the block depends on `text` alone, and what is drawn behind it not on the block."""
+    with kept(device):
+        seed_everything(text)
+        yield
+
+
+def seed_everything(text: str) -> None:
+    """Seeds all of them, other ones for each text."""
+    draw = random.Random(text)
+    torch.manual_seed(draw.getrandbits(63))
+    np.random.seed(draw.getrandbits(32))
+    random.seed(draw.getrandbits(63))

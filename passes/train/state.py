@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mbqc.ir.annotations import Switching
-from mbqc.passes.train.forgetting import Watch
+from mbqc.passes.train.collapse import Watch
 from mbqc.pipeline.training import EpochRecord
 
 

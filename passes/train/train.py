@@ -21,7 +21,7 @@ from mbqc.passes.train.coreset.scores import Score
 from mbqc.passes.train.coreset.selection import Selection
 from mbqc.passes.train.optimizers import Scales
 from mbqc.passes.train.parallel.ranks import joined
-from mbqc.passes.train.randomness import kept_for_the_caller
+from mbqc.passes.train.randomness import kept
 from mbqc.passes.train.rounds import Schedule
 from mbqc.passes.train.task import Task
 from mbqc.passes.train.trainer import Trainer
@@ -193,7 +193,7 @@ class Train(Pass):
             place(graph, ranks.device)
             try:
                 ranks.broadcast(graph.state_dict())  # earlier passes ran on each rank, maybe on different machines
-                with kept_for_the_caller(ranks.device):
+                with kept(ranks.device):
                     trainer = Trainer(Task(graph, self, bits, context, ranks))
                     context.report.training = trainer.run()
             except torch.OutOfMemoryError as error:

@@ -18,10 +18,11 @@ from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.checkpoint.interrupt import Interrupt, interruptible
 from mbqc.passes.train.checkpoint.saving import Part, Saver
 from mbqc.passes.train.coreset.subsets import Subsets
-from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round, seeded
+from mbqc.passes.train.feeds import WHAT, Fed, Feeds, Round
 from mbqc.passes.train.history import draw_curves, write_history
 from mbqc.passes.train.judge import all_metrics, metrics, prepared
 from mbqc.passes.train.loop import Stepper
+from mbqc.passes.train.randomness import seeded
 from mbqc.passes.train.state import Mean, State
 from mbqc.passes.train.task import Task
 from mbqc.pipeline import Context

@@ -12,8 +12,9 @@ from mbqc.errors import DataError, PipelineError
 from mbqc.ir.quantized import quantized_layers
 from mbqc.passes.train.coreset.scores import Recorder
 from mbqc.passes.train.coreset.selection import BATCH, coreset_size, select, share_size
-from mbqc.passes.train.feeds import WHAT, Fed, Feeds, seed_everything
+from mbqc.passes.train.feeds import WHAT, Fed, Feeds
 from mbqc.passes.train.judge import in_eval_mode, prepared
+from mbqc.passes.train.randomness import seed_everything
 from mbqc.passes.train.state import State
 from mbqc.passes.train.task import Task
 from mbqc.pipeline.objective import require_in_range

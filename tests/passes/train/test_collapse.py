@@ -22,8 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from mbqc.errors import MbqcError, PassError
 from mbqc.passes.train.checkpoint.saving import Saver
+from mbqc.passes.train.collapse import ANSWERED, ROUNDS, Watch
 from mbqc.passes.train.diverged import changed_most, parameter_norms
-from mbqc.passes.train.forgetting import ANSWERED, ROUNDS, Watch
 from mbqc.passes.train.state import State
 from mbqc.pipeline import Context
 from tests import zoo
