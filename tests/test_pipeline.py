@@ -225,6 +225,7 @@ class Broken(Pass):
             r"raised RuntimeError: quantile\(\)",
             "pass broken ({file}:11)",
         ),
+        ("raise SystemExit", "raised SystemExit", "pass broken ({file}:11)"),
         ("graph.graph.lint()", "returned an object of type NoneType, expected the graph", "pass broken"),
     ],
 )

@@ -75,7 +75,7 @@ def _join(batches: Sequence[Outputs]) -> Outputs:
 def _run_float(net: nn.Module, inputs: Outputs, user: UserModel) -> Outputs:
     try:
         return _as_tuple(net(*inputs))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise user.failure("forward", error) from error
 
 

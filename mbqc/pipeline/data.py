@@ -179,7 +179,7 @@ def told(data: Iterable[object], what: str) -> Iterator[object]:
         yield from data
     except MbqcError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{what} raised {type(error).__name__}: {error}", where=user_line(error)) from error
 
 

@@ -96,6 +96,8 @@ def test_threads(cli: Cli, compiled: str, tiny: Path) -> None:
             "metric() returned an object of type str, expected a number",
         ),
         ("return self.fc(", "return 1 / 0 + self.fc(", "forward() raised ZeroDivisionError"),
+        ("return self.fc(", "raise SystemExit\n        return self.fc(", "forward() raised SystemExit"),
+        ("return batches(3)", "yield from batches(1)\n    raise SystemExit", "eval_data() raised SystemExit"),
     ],
 )
 def test_wrong_data(cli: Cli, compiled: str, tiny: Path, old: str, new: str, message: str) -> None:

@@ -170,6 +170,26 @@ WRONG_FILES = {
     ),
     "data": (TINY.replace("        yield", "        raise OSError('gone')\n        yield"), "OSError: gone", "gone"),
     "stream": (TINY + STREAM, "OSError: the stream broke", "the stream broke"),
+    "data that exits": (
+        TINY.replace("        yield", "        raise SystemExit\n        yield"),
+        "() raised SystemExit",
+        "SystemExit",
+    ),
+    "model that exits": (
+        TINY.replace("        return self.fc(", "        raise SystemExit\n        return self.fc("),
+        "the model fails on its example inputs: SystemExit",
+        "SystemExit",
+    ),
+    "stream that exits": (
+        TINY + STREAM.replace("OSError('the stream broke')", "SystemExit"),
+        "raised SystemExit",
+        "SystemExit",
+    ),
+    "loss that exits": (
+        TINY.replace("return nn.functional.cross", "raise SystemExit  # "),
+        "loss(output, target) failed: SystemExit",
+        "SystemExit",
+    ),
     "targets": (
         TINY.replace("return list(batches(2))", "return [x for x, _ in batches(2)]"),
         "there are no targets",
