@@ -129,8 +129,8 @@ def pipeline_of(passes: str | Sequence[Pass]) -> Pipeline:
     first = () if "normalize" in names else (find_pass("normalize")(),)
     last = () if "lower" in names else (find_pass("lower")(),)
     complete = pipeline.between(first, last)
-    if complete.passes[-1].name != "lower":
-        raise PipelineError("lower must be the last pass", where=f"pipeline {complete}")
+    if "lower" in [item.name for item in complete.passes[:-1]]:
+        raise PipelineError("lower must be the last pass, and appear once", where=f"pipeline {complete}")
     complete.check()
     return complete
 

@@ -217,6 +217,7 @@ def test_misspelt_function(cli: Cli, tiny: Path) -> None:
         ("quant{bits=x}", "'x' is not a value of type int:..."),
         ("bncorrect,quant", "bncorrect needs 'quantized'"),
         ("quant,lower,hasb", "lower must be the last pass"),
+        ("quant,lower,lower", "lower must be the last pass, and appear once"),
         ("", "a name is missing"),
         ("missing.py:Pass", "there is no such file"),
         ("quant{", "unbalanced braces"),
