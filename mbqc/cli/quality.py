@@ -13,7 +13,7 @@ from mbqc.cli.output import warn
 from mbqc.cli.progress import show_progress
 from mbqc.errors import DataError
 from mbqc.ir.compare import sqnr
-from mbqc.pipeline.data import check_input, split_batch
+from mbqc.pipeline.data import check_input, join_targets, split_batch
 from mbqc.runtime import Compiled
 from mbqc.userfile import UserModel
 from mbqc.widths import Bits
@@ -65,7 +65,7 @@ def collect_outputs(net: nn.Module, compiled: Compiled, asked: Mapping[str, Bits
         raise DataError("evaluation data is empty", hint="eval_data() must give at least one batch")
     known = [target for target in targets if target is not None]
     joined = {name: _join(batches) for name, batches in by_width.items()}
-    return Found(_join(exact), joined, torch.cat(known) if len(known) == len(targets) else None)
+    return Found(_join(exact), joined, join_targets(known, "eval_data()") if len(known) == len(targets) else None)
 
 
 def _join(batches: Sequence[Outputs]) -> Outputs:

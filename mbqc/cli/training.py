@@ -101,9 +101,8 @@ def describe_training(result: TrainingResult, compiled: Compiled, context: Conte
 
 
 def _program_metrics(compiled: Compiled, context: Context) -> dict[int, float]:
-    import torch
-
     from mbqc.numerics import ALL_BITS
+    from mbqc.pipeline.data import join_targets
     from mbqc.pipeline.objective import join, metric_of
 
     assert context.evaluation is not None, "the graph was judged on it"
@@ -117,4 +116,5 @@ def _program_metrics(compiled: Compiled, context: Context) -> dict[int, float]:
                 outputs[bits].append(compiled(*inputs, bits=bits))
             advance()
     metric = metric_of(context.metric)
-    return {bits: metric(join(found), torch.cat(targets)) for bits, found in outputs.items()}
+    joined = join_targets(targets, "evaluation data")
+    return {bits: metric(join(found), joined) for bits, found in outputs.items()}

@@ -96,7 +96,7 @@ class Samples:
         """
         if isinstance(self.dataset, _Tensors):
             return self.dataset.tensors[-1]
-        return torch.cat([require_target(target, "training data") for _, target in self.sweep()])
+        return join_targets([require_target(target, "training data") for _, target in self.sweep()], "training data")
 
 
 class _Tensors(Dataset[Any]):
@@ -220,6 +220,22 @@ def require_target(target: Tensor | None, where: str) -> Tensor:
     if target is None:
         raise DataError("there are no targets", where=where, hint="give pairs (inputs, target)")
     return target
+
+
+def join_targets(targets: Sequence[Tensor], what: str) -> Tensor:
+    """The targets of several batches as one tensor.
+
+    Raises:
+        DataError: a target has no dimension 0, or another shape of a sample than the first one; says which.
+    """
+    for index, target in enumerate(targets):
+        where = f"{what}, batch {index}"
+        if target.dim() == 0:
+            raise DataError("the target is one number for the whole batch", where=where, hint="one for each sample")
+        if target.shape[1:] != targets[0].shape[1:]:
+            shapes = f"{tuple(target.shape)}, that of batch 0 {tuple(targets[0].shape)}"
+            raise DataError(f"the target has shape {shapes}", where=where, hint="give samples targets of one shape")
+    return torch.cat(list(targets))
 
 
 def check_input(given: Tensor, example: Tensor, where: str) -> None:

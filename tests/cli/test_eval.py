@@ -87,6 +87,16 @@ def test_threads(cli: Cli, compiled: str, tiny: Path) -> None:
         ("return batches(3)", "return []", "evaluation data is empty"),
         ("return batches(3)", "return 3", "eval_data() returned an object of type int"),
         ("return batches(3)", "return [torch.zeros(2, 1, 4, 4)]", "eval_data(), batch 0: an input is"),
+        (
+            "return batches(3)",
+            "return [(x, y.sum()) for x, y in batches(3)]",
+            "eval_data(), batch 0: the target is one number for the whole batch",
+        ),
+        (
+            "return batches(3)",
+            "return [(x, y if i else y[:, None]) for i, (x, y) in enumerate(batches(3))]",
+            "eval_data(), batch 1: the target has shape (8,), that of batch 0 (8, 1)",
+        ),
         ("return batches(3)", "return ['x']", "a batch is of type str"),
         ("return batches(3)", "return [torch.full((2, 1, 5, 5), torch.inf)]", "NaN or infinity"),
         ("def loss", "def metric(output, target): return output.nothing\ndef loss", "metric() raised AttributeError"),

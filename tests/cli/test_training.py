@@ -190,6 +190,11 @@ WRONG_FILES = {
         "loss(output, target) failed: SystemExit",
         "SystemExit",
     ),
+    "a target for a batch": (
+        TINY.replace("return batches(3)", "return [(x, y.sum()) for x, y in batches(3)]"),
+        "evaluation data, batch 0: the target is one number for the whole batch",
+        "",
+    ),
     "targets": (
         TINY.replace("return list(batches(2))", "return [x for x, _ in batches(2)]"),
         "there are no targets",
