@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mbqc.lookup import find_pass
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context, Pass, Pipeline, Report
 from mbqc.pipeline.instruments import Compare, Dump, Instrument, Timing, Verify
+from mbqc.pipeline.pipeline import properties_of
 from mbqc.program.operations import Program
 from mbqc.properties import ALL
 from mbqc.runtime import Compiled, find_backend, make
@@ -128,8 +129,8 @@ def pipeline_of(passes: str | Sequence[Pass]) -> Pipeline:
     first = () if "normalize" in names else (find_pass("normalize")(),)
     last = () if "lower" in names else (find_pass("lower")(),)
     complete = pipeline.between(first, last)
-    if complete.passes[-1].name != "lower":
-        raise PipelineError("lower must be the last pass", where=f"pipeline {complete}")
+    if "lower" in [item.name for item in complete.passes[:-1]]:
+        raise PipelineError("lower must be the last pass, and appear once", where=f"pipeline {complete}")
     complete.check()
     return complete
 
@@ -150,16 +151,29 @@ def compile_model(model: nn.Module, pipeline: Pipeline, context: Context, dump: 
     graph = trace(model, context.example_inputs)
     if any(item.trains for item in pipeline.passes):
         _note_dropout(model, graph, context.report)
-    instruments: list[Instrument] = [Timing(context.report), Verify(ALL), Compare(context)]
+    *before, lower = pipeline.passes
+    report = context.report
+    instruments: list[Instrument] = [TrialLowering(lower, context), Timing(report), Verify(ALL), Compare(context)]
     if dump is not None:
         instruments.append(Dump(dump))
-    *before, lower = pipeline.passes
     quantized = Pipeline(tuple(before)).run(graph, context, instruments)
     assert isinstance(quantized, fx.GraphModule), "only lower makes a Program"
     program = Pipeline((lower,)).run(quantized, context, instruments)
     assert isinstance(program, Program), "lower makes a Program"
     manifest = _manifest(model, graph, quantized, pipeline, context)
     return Compilation(pipeline, quantized, program, manifest, context.report)
+
+
+class TrialLowering(Instrument):
+    """Lowers a copy of the graph before training, so that what has no form in a Program is told before long work."""
+
+    def __init__(self, lower: Pass, context: Context) -> None:
+        self._lower, self._context = lower, context
+
+    def before(self, index: int, item: Pass, graph: fx.GraphModule) -> None:
+        """Raises what `lower` would after the training."""
+        if item.trains and {p.name for p in self._lower.requires} <= properties_of(graph):
+            Pipeline((self._lower,)).run(graph, replace(self._context, report=Report()))
 
 
 def _note_dropout(model: nn.Module, graph: fx.GraphModule, report: Report) -> None:

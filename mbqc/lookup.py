@@ -54,7 +54,7 @@ def import_module(place: str) -> ModuleType:
     except ModuleNotFoundError as error:
         hint = "write path/file.py, or package.module as for import"
         raise ModelError(f"cannot import {place!r}: {error}", hint=hint) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_error(place, error) from error
 
 

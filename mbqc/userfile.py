@@ -190,7 +190,7 @@ class UserData:
         self._used = True
         try:
             yield from self._data
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._owner.failure(self._name, error) from error
 
     def _make(self) -> Iterable[object]:

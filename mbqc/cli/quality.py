@@ -13,7 +13,7 @@ from mbqc.cli.output import warn
 from mbqc.cli.progress import show_progress
 from mbqc.errors import DataError
 from mbqc.ir.compare import sqnr
-from mbqc.pipeline.data import check_input, split_batch
+from mbqc.pipeline.data import check_input, join_targets, split_batch
 from mbqc.runtime import Compiled
 from mbqc.userfile import UserModel
 from mbqc.widths import Bits
@@ -24,11 +24,19 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """Outputs of the float model, those of the artifact by width, and the targets if every batch has them."""
+    """What was found on the data.
+
+    Attributes:
+        exact: outputs of the float model.
+        by_width: those of the artifact.
+        target: None unless every batch has one.
+        no_target: why there is none, empty where there is one.
+    """
 
     exact: Outputs
     by_width: dict[str, Outputs]
     target: Tensor | None
+    no_target: str
 
 
 def warn_of_another_model(net: nn.Module, compiled: Compiled, place: str) -> None:
@@ -52,9 +60,10 @@ def collect_outputs(net: nn.Module, compiled: Compiled, asked: Mapping[str, Bits
     targets: list[Tensor | None] = []
     with show_progress("evaluating", None) as advance, torch.no_grad():
         for index, batch in enumerate(data):
-            inputs, target = split_batch(batch, len(examples))
+            where = f"eval_data(), batch {index}"
+            inputs, target = split_batch(batch, len(examples), where)
             for given, example in zip(inputs, examples, strict=True):
-                check_input(given, example, f"eval_data(), batch {index}")
+                check_input(given, example, where)
             targets.append(target)
             exact.append(_run_float(net, inputs, user))
             for name, bits in asked.items():
@@ -65,7 +74,11 @@ def collect_outputs(net: nn.Module, compiled: Compiled, asked: Mapping[str, Bits
         raise DataError("evaluation data is empty", hint="eval_data() must give at least one batch")
     known = [target for target in targets if target is not None]
     joined = {name: _join(batches) for name, batches in by_width.items()}
-    return Found(_join(exact), joined, torch.cat(known) if len(known) == len(targets) else None)
+    if len(known) == len(targets):
+        return Found(_join(exact), joined, join_targets(known, "eval_data()"), "")
+    lacking = next(index for index, target in enumerate(targets) if target is None)
+    reason = f"batch {lacking} of the data has no target" if known else "the data has no targets"
+    return Found(_join(exact), joined, None, reason)
 
 
 def _join(batches: Sequence[Outputs]) -> Outputs:
@@ -75,7 +88,7 @@ def _join(batches: Sequence[Outputs]) -> Outputs:
 def _run_float(net: nn.Module, inputs: Outputs, user: UserModel) -> Outputs:
     try:
         return _as_tuple(net(*inputs))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise user.failure("forward", error) from error
 
 

@@ -88,8 +88,10 @@ def run(
     names = compiled.program.listing.outputs
     if len(output) != len(names):
         raise UsageError(f"the model has {len(names)} output(s) ({', '.join(names)}), {len(output)} --output given")
-    for path in output:
+    for index, path in enumerate(output):
         require_writable(path, [artifact, *input])
+        if path.resolve() in [other.resolve() for other in output[:index]]:
+            raise UsageError("two outputs cannot go into one file", where=str(path))
     results = compiled(*(_read_array(path) for path in input), bits=chosen)
     arrays = [tensor.numpy() for tensor in (results if isinstance(results, tuple) else (results,))]
     for path, array in zip(output, arrays, strict=True):

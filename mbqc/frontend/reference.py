@@ -87,7 +87,7 @@ def run_reference(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[
     """
     try:
         outputs = _call(model, example_inputs)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         message = f"the model fails on its example inputs: {type(exc).__name__}: {exc}"
         raise ModelError(message, where=line_of_error(exc)) from exc
     _check_outputs(outputs)

@@ -97,7 +97,7 @@ class Samples:
         """
         if isinstance(self.dataset, _Tensors):
             return self.dataset.tensors[-1]
-        return torch.cat([require_target(target, "training data") for _, target in self.sweep()])
+        return join_targets([require_target(target, "training data") for _, target in self.sweep()], "training data")
 
 
 class _Tensors(Dataset[Any]):
@@ -181,7 +181,7 @@ def told(data: Iterable[object], what: str) -> Iterator[object]:
         yield from data
     except MbqcError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{what} raised {type(error).__name__}: {error}", where=user_line(error)) from error
 
 
@@ -203,8 +203,12 @@ def split_batch(item: object, count: int, where: str | None = None) -> LabelledB
         parts = (*parts[0], parts[1])
     if parts and parts[-1] is None:
         parts = parts[:-1]
-    tensors = tuple(part for part in parts if isinstance(part, Tensor))
-    if len(tensors) != len(parts) or len(parts) not in (count, count + 1):
+    for index, part in enumerate(parts, 1):
+        if not isinstance(part, Tensor):
+            message = f"part {index} of {len(parts)} in a batch is of type {type(part).__name__}, not a torch.Tensor"
+            raise DataError(message, where=where, hint="torch.as_tensor makes one of numbers or an array")
+    tensors = cast("tuple[Tensor, ...]", parts)
+    if len(parts) not in (count, count + 1):
         raise DataError(
             f"a batch has {len(parts)} parts, the model takes {count} input(s)",
             where=where,
@@ -222,6 +226,22 @@ def require_target(target: Tensor | None, where: str) -> Tensor:
     if target is None:
         raise DataError("there are no targets", where=where, hint="give pairs (inputs, target)")
     return target
+
+
+def join_targets(targets: Sequence[Tensor], what: str) -> Tensor:
+    """The targets of several batches as one tensor.
+
+    Raises:
+        DataError: a target has no dimension 0, or another shape of a sample than the first one; says which.
+    """
+    for index, target in enumerate(targets):
+        where = f"{what}, batch {index}"
+        if target.dim() == 0:
+            raise DataError("the target is one number for the whole batch", where=where, hint="one for each sample")
+        if target.shape[1:] != targets[0].shape[1:]:
+            shapes = f"{tuple(target.shape)}, that of batch 0 {tuple(targets[0].shape)}"
+            raise DataError(f"the target has shape {shapes}", where=where, hint="give samples targets of one shape")
+    return torch.cat(list(targets))
 
 
 def check_input(given: Tensor, example: Tensor, where: str) -> None:

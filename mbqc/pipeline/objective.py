@@ -27,7 +27,7 @@ def checked_loss(own: Loss) -> Loss:
             value: object = own(output, target)
         except MbqcError:
             raise
-        except Exception as error:  # the user's function may raise anything
+        except (Exception, SystemExit) as error:  # the user's function may raise anything
             message = f"loss(output, target) failed: {type(error).__name__}: {error}"
             raise DataError(message, where=user_line(error)) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -120,7 +120,7 @@ def metric_of(own: Metric | None) -> Metric:
             return float(own(output, target))
         except MbqcError:
             raise
-        except Exception as error:  # the user's function may raise anything
+        except (Exception, SystemExit) as error:  # the user's function may raise anything
             message = f"metric(output, target) failed: {type(error).__name__}: {error}"
             raise DataError(message, where=user_line(error)) from error
 

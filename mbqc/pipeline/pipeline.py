@@ -140,7 +140,7 @@ def _run_pass(item: Pass, graph: fx.GraphModule, context: Context) -> fx.GraphMo
         if error.where is None or not error.where.startswith("pass "):
             error.where = f"{place}, {error.where}" if error.where else place
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if _is_ours(item):
             raise
         raise PassError(f"raised {type(error).__name__}: {error}", where=f"{place}{_line_of(item, error)}") from error
@@ -153,7 +153,7 @@ def _is_ours(item: Pass) -> bool:
     return type(item).__module__.startswith("mbqc.")
 
 
-def _line_of(item: Pass, error: Exception) -> str:
+def _line_of(item: Pass, error: BaseException) -> str:
     """` (file:line)` of the innermost frame of an exception that lies in the file of a pass."""
     file = inspect.getfile(type(item))
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

@@ -12,7 +12,7 @@ from mbqc.devices import CPU, moved
 from mbqc.ir.quantized import quantized_layers
 from mbqc.numerics import ALL_BITS
 from mbqc.pipeline import Context
-from mbqc.pipeline.data import Batch, require_target, told
+from mbqc.pipeline.data import Batch, join_targets, require_target, told
 from mbqc.pipeline.objective import each_tensor, join, metric_of
 from mbqc.widths import FLOAT, Widths, resolve
 
@@ -53,7 +53,8 @@ def _metrics(graph: fx.GraphModule, asked: dict[int, Widths], context: Context) 
             for bits, widths in asked.items():
                 outputs[bits].append(each_tensor(graph(*ready, widths), Tensor.cpu))
     own = metric_of(context.metric)
-    return {bits: own(join(found), torch.cat(targets)) for bits, found in outputs.items()}
+    joined = join_targets(targets, WHAT)
+    return {bits: own(join(found), joined) for bits, found in outputs.items()}
 
 
 @contextmanager

@@ -50,11 +50,32 @@ def test_own_metric_gets_everything_at_once(cli: Cli, compiled: str, tiny: Path)
     assert found["metric"] == "Samples"
 
 
-def test_without_targets(cli: Cli, compiled: str, tiny: Path) -> None:
-    tiny.write_text(TINY.replace("return batches(3)", "return [x for x, _ in batches(3)]"))
+def test_a_small_metric_is_told_apart(cli: Cli, compiled: str, tiny: Path) -> None:
+    tiny.write_text(f"{TINY}\ndef metric(output, target):\n    return -1e-5 * output.square().mean()\n")
+    found = cli("eval", compiled, tiny, *EVAL, "--bits", "8:1")
+    shown = [float(line.split()[1]) for line in found.out.splitlines()[2:5]]
+    rows = cli("eval", compiled, tiny, *EVAL, "--bits", "8:1", "--json").json["rows"]
+    assert shown == [pytest.approx(row["metric"], rel=1e-3) for row in rows]
+    assert len(set(shown)) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("[x for x, _ in batches(3)]", "the data has no targets"),
+        ("[x if i else (x, y) for i, (x, y) in enumerate(batches(3))]", "batch 1 of the data has no target"),
+        (
+            "[(x, y.float()) for x, y in batches(3)]",
+            "the data is no classification; define metric(output, target)",
+        ),
+    ],
+)
+def test_without_metric(cli: Cli, compiled: str, tiny: Path, data: str, reason: str) -> None:
+    tiny.write_text(TINY.replace("return batches(3)", f"return {data}"))
     found = cli("eval", compiled, tiny, *EVAL, "--bits", "8")
     assert "metric" not in found.out.splitlines()[0]
-    assert "no metric: the data has no targets" in found.out
+    assert f"  no metric: {reason}.\n" in found.out
+    assert fits(found.out)
 
 
 def test_file_of_widths(cli: Cli, compiled: str, tiny: Path, tmp_path: Path) -> None:
@@ -87,6 +108,21 @@ def test_threads(cli: Cli, compiled: str, tiny: Path) -> None:
         ("return batches(3)", "return []", "evaluation data is empty"),
         ("return batches(3)", "return 3", "eval_data() returned an object of type int"),
         ("return batches(3)", "return [torch.zeros(2, 1, 4, 4)]", "eval_data(), batch 0: an input is"),
+        (
+            "return batches(3)",
+            "return [(x, y.sum()) for x, y in batches(3)]",
+            "eval_data(), batch 0: the target is one number for the whole batch",
+        ),
+        (
+            "return batches(3)",
+            "return [(x, y if i else y[:, None]) for i, (x, y) in enumerate(batches(3))]",
+            "eval_data(), batch 1: the target has shape (8,), that of batch 0 (8, 1)",
+        ),
+        (
+            "return batches(3)",
+            "return [(x, y.numpy()) for x, y in batches(3)]",
+            "eval_data(), batch 0: part 2 of 2 in a batch is of type ndarray, not a torch.Tensor",
+        ),
         ("return batches(3)", "return ['x']", "a batch is of type str"),
         ("return batches(3)", "return [torch.full((2, 1, 5, 5), torch.inf)]", "NaN or infinity"),
         ("def loss", "def metric(output, target): return output.nothing\ndef loss", "metric() raised AttributeError"),
@@ -96,6 +132,8 @@ def test_threads(cli: Cli, compiled: str, tiny: Path) -> None:
             "metric() returned an object of type str, expected a number",
         ),
         ("return self.fc(", "return 1 / 0 + self.fc(", "forward() raised ZeroDivisionError"),
+        ("return self.fc(", "raise SystemExit\n        return self.fc(", "forward() raised SystemExit"),
+        ("return batches(3)", "yield from batches(1)\n    raise SystemExit", "eval_data() raised SystemExit"),
     ],
 )
 def test_wrong_data(cli: Cli, compiled: str, tiny: Path, old: str, new: str, message: str) -> None:

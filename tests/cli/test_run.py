@@ -159,6 +159,12 @@ def test_what_is_read_is_not_replaced(
     assert not (tmp_path / "b.npy").exists()
 
 
+def test_two_outputs_in_one_file(cli: Cli, artifact: Path, arrays: list[object], tmp_path: Path) -> None:
+    found = cli("run", artifact, *arrays, *OUTPUTS[:4], "--output", tmp_path / "b.npy", *OUTPUTS[6:])
+    found.refused(2, f"{tmp_path / 'b.npy'}: two outputs cannot go into one file")
+    assert not list(tmp_path.glob("[abc].npy"))
+
+
 def test_a_budget_without_sensitivities_says_so(cli: Cli, artifact: Path, arrays: list[object], tiny: Path) -> None:
     quick = ("--backend", "reference")
     assert cli("compile", tiny, "--passes", "quant", *quick).code == 0

@@ -56,6 +56,15 @@ def test_the_table_fits(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "…" not in table
 
 
+def test_a_small_metric_is_told_apart(cli: Cli, tiny: Path) -> None:
+    tiny.write_text(f"{TINY}\ndef metric(output, target):\n    return -1e-5 * output.square().mean()\n")
+    found = cli("compile", tiny, *TRAIN)
+    assert found.code == 0, found
+    table = found.out[found.out.index("bits  ") : found.out.index("  metric on eval_data()")]
+    assert "-0.00 " not in table
+    assert "e-" in table
+
+
 def test_without_eval_data_there_is_no_table(cli: Cli, tiny: Path) -> None:
     tiny.write_text(TINY.replace("def eval_data", "def unused"))
     found = cli("compile", tiny, *TRAIN)
@@ -170,6 +179,31 @@ WRONG_FILES = {
     ),
     "data": (TINY.replace("        yield", "        raise OSError('gone')\n        yield"), "OSError: gone", "gone"),
     "stream": (TINY + STREAM, "OSError: the stream broke", "the stream broke"),
+    "data that exits": (
+        TINY.replace("        yield", "        raise SystemExit\n        yield"),
+        "() raised SystemExit",
+        "SystemExit",
+    ),
+    "model that exits": (
+        TINY.replace("        return self.fc(", "        raise SystemExit\n        return self.fc("),
+        "the model fails on its example inputs: SystemExit",
+        "SystemExit",
+    ),
+    "stream that exits": (
+        TINY + STREAM.replace("OSError('the stream broke')", "SystemExit"),
+        "raised SystemExit",
+        "SystemExit",
+    ),
+    "loss that exits": (
+        TINY.replace("return nn.functional.cross", "raise SystemExit  # "),
+        "loss(output, target) failed: SystemExit",
+        "SystemExit",
+    ),
+    "a target for a batch": (
+        TINY.replace("return batches(3)", "return [(x, y.sum()) for x, y in batches(3)]"),
+        "evaluation data, batch 0: the target is one number for the whole batch",
+        "",
+    ),
     "targets": (
         TINY.replace("return list(batches(2))", "return [x for x, _ in batches(2)]"),
         "there are no targets",
@@ -186,6 +220,15 @@ def test_a_model_file_that_is_wrong_is_told_with_its_line(cli: Cli, tiny: Path, 
     line = f"{tiny}:{next(n for n, row in enumerate(text.splitlines(), 1) if at in row)}" if at else ""
     cli("compile", tiny, "--backend", "reference", "--passes", passes).refused(1, message, line)
     assert not list(tmp_path.glob("*.mbqc"))
+
+
+def test_what_cannot_be_lowered_is_told_before_it_is_trained(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    text = TINY.replace("        self.fc =", "        self.gain = nn.Parameter(torch.ones(6))\n        self.fc =")
+    text = text.replace(".mean((2, 3)))", ".mean((2, 3)) * self.gain[None])")
+    tiny.write_text(text.replace("def loss(output, target):", "def loss(output, target):\n    assert False, 'trained'"))
+    found = cli("compile", tiny, "--backend", "reference", "--passes", "quant,bncorrect,train")
+    found.refused(1, "error: pass lower, node ")
+    assert not (tmp_path / "tiny.training").exists()
 
 
 def test_interrupting_saves_and_resuming_goes_on(tiny: Path, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbqc.api import compile_model, pipeline_of
+from mbqc.api import TrialLowering, compile_model, pipeline_of
 from mbqc.errors import PassError
 from mbqc.ir.compare import sqnr
 from mbqc.ir.modules import WidthBatchNorm
 from mbqc.ir.norms import batch_norms, estimate, width_norms
 from mbqc.ir.quantized import quantized_layers
+from mbqc.ir.text import print_graph
+from mbqc.lookup import find_pass
 from mbqc.numerics import ALL_BITS
 from mbqc.passes.train.judge import all_metrics, metrics
 from mbqc.pipeline import Pass
@@ -193,6 +195,15 @@ def test_statistics_are_estimated_anew_pooled_or_by_width() -> None:
         assert torch.equal(norm.weight, batch_norms(pooled)[name].weight)
     assert any(isinstance(norm, WidthBatchNorm) for norm in batch_norms(separate).values())
     assert not any(isinstance(norm, WidthBatchNorm) for norm in batch_norms(pooled).values())
+
+
+def test_the_lowering_on_trial_leaves_no_trace() -> None:
+    graph, surroundings = copy.deepcopy(quantized("normalize,quant,bncorrect,hasb")), context()
+    text, before, random = print_graph(graph), weights(graph), torch.get_rng_state()
+    TrialLowering(find_pass("lower")(), surroundings).before(0, find_pass("train")(), graph)
+    assert (print_graph(graph), differing(weights(graph), before)) == (text, [])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert surroundings.report == context().report
 
 
 def test_training_is_not_remarked_as_a_change_of_the_model() -> None:
