@@ -211,9 +211,18 @@ def _loss(context: Context, batches: list[LabelledBatch], source: str) -> Callab
 def _own_prediction_loss(output: Any, target: Tensor | None) -> Tensor:
     """Cross entropy against the model's own distribution over dimension 1; its Hessian is the Fisher matrix.
 
-    Outputs that are no scores [N, classes] are compared by squared error with themselves (the Gauss-Newton matrix).
+    Outputs that are no scores [N, classes] are compared by squared error with themselves (the Gauss-Newton matrix);
+    those without a gradient (whole numbers, bools) do not count.
+
+    Raises:
+        PassError: none of the outputs has a gradient.
     """
-    outputs = output if isinstance(output, tuple | list) else (output,)
+    outputs = [o for o in (output if isinstance(output, tuple | list) else (output,)) if o.requires_grad]
+    if not outputs:
+        raise PassError(
+            "no output of the model has a gradient, so that its own prediction measures no sensitivity",
+            hint="return the scores and decide outside the model, for instance argmax(1) or > 0; or leave hasb out",
+        )
     total = torch.zeros(())
     for part in outputs:
         if part.dim() == 2 and part.shape[1] > 1:

@@ -356,6 +356,31 @@ def test_a_loss_that_says_nothing_is_refused(loss: Callable[[Tensor, Tensor], Te
     assert caught.value.where == "pass hasb"
 
 
+class Decides(nn.Module):
+    """Its prediction beside its scores, or alone."""
+
+    def __init__(self, scores: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.scores = nn.Linear(IN, 5), nn.Linear(5, OUT), scores
+
+    def forward(self, x: Tensor) -> Any:
+        scores = self.b(self.a(x).relu())
+        return (scores, scores.argmax(1), scores > 0) if self.scores else scores.argmax(1)
+
+
+def test_outputs_without_a_gradient_do_not_count() -> None:
+    x = correlated()
+    found = sensitivities(sensed(quantized(lambda: Decides(True), x), Context((x[:2],), [x]), Hasb(probes=4)))
+    assert min(s.trace for s in found.values()) > 0
+
+
+def test_a_model_without_any_gradient_is_told_what_to_return() -> None:
+    x = correlated()
+    with pytest.raises(PassError, match="no output of the model has a gradient") as caught:
+        sensed(quantized(lambda: Decides(False), x), Context((x[:2],), [x]), Hasb(probes=4))
+    assert "return the scores" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "options",
     [
