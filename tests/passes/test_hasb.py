@@ -345,7 +345,7 @@ def test_a_loss_that_fails_is_quoted() -> None:
     ("loss", "message"),
     [
         (lambda output, target: output.sum() * float("nan"), "the loss is nan on the float model"),
-        (lambda output, target: target.sum().requires_grad_(), "does not depend on every layer"),
+        (lambda output, target: target.sum().requires_grad_(), "does not depend on any layer"),
     ],
 )
 def test_a_loss_that_says_nothing_is_refused(loss: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
@@ -354,6 +354,28 @@ def test_a_loss_that_says_nothing_is_refused(loss: Callable[[Tensor, Tensor], Te
     with pytest.raises(PassError, match=message) as caught:
         sensed(quantized(TwoLinear, x), context, Hasb())
     assert caught.value.where == "pass hasb"
+
+
+def test_a_layer_that_the_loss_ignores_has_sensitivity_zero_and_is_named() -> None:
+    class TwoHeads(TwoLinear):
+        def forward(self, x: Tensor) -> Any:
+            return self.a(x), self.b(x)
+
+    x = correlated()
+    context = Context((x[:2],), labelled=labelled(x), loss=lambda output, target: squared(output[0], target))
+    found = sensitivities(sensed(quantized(TwoHeads, x), context, Hasb(probes=4)))
+    assert found["b"].trace == found["b"].stderr == 0 < found["a"].trace
+    (warning,) = [str(note) for note in context.report.notes if "depend" in str(note)]
+    assert warning == "hasb: b: the loss does not depend on it: its sensitivity is 0"
+
+
+def test_a_parameter_that_is_not_finite_is_named() -> None:
+    x = correlated()
+    graph = quantized(lambda: nn.Sequential(nn.Linear(IN, 4), nn.Linear(4, OUT)), x)
+    with torch.no_grad():
+        graph.get_parameter("1.weight")[0, 0] = float("nan")
+    with pytest.raises(PassError, match=r"the loss is nan on the float model, whose 1\.weight holds NaN"):
+        sensed(graph, Context((x[:2],), labelled=labelled(x), loss=squared), Hasb())
 
 
 class Decides(nn.Module):
