@@ -86,7 +86,7 @@ def _argument(walk: Walk, value: Any) -> Argument:
         if isinstance(state, Number):
             return BatchMultiple(-state.value) if state.value < 0 else state.value
         if isinstance(state, Parameter):
-            return Constant(walk.builder.tensor(state.name, walk.parameter(state.name)))
+            return Constant(walk.builder.tensor(state.name, state.tensor))
         return Reference(walk.float_value(value).name)
     if isinstance(value, list | tuple):
         return ListArgument(tuple(_argument(walk, item) for item in value))

@@ -503,6 +503,54 @@ def test_a_parameter_with_the_name_of_another_stored_tensor_is_kept_apart(owner:
     follow(graph, program, example[1], resolve(8, quantized_layers(graph)))
 
 
+class Constant(nn.Module):
+    """Uses what it computes from its own tensors, between two layers on [N, 3, 4]."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.use = nn.Linear(4, 4), nn.Linear(4, 4), use
+        self.gamma, self.weight = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(4, 4))
+        self.norm, self.table, self.inner = nn.LayerNorm(4), nn.Embedding(3, 4), nn.Linear(4, 4)
+        self.register_buffer("ids", torch.arange(3)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.use(self, self.a(x)))
+
+
+CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "viewed": lambda m, y: m.gamma.view(1, -1, 1) * y,
+    "indexed": lambda m, y: m.gamma[:, None] * y,
+    "transposed": lambda m, y: y @ m.weight.t(),
+    "squashed": lambda m, y: y * torch.sigmoid(m.gamma).view(3, 1),
+    "a softmax": lambda m, y: torch.softmax(m.gamma, 0).view(3, 1) * y,
+    "normalised": lambda m, y: y + m.norm(m.weight)[:3],
+    "looked up": lambda m, y: y + m.table(m.ids),
+    "in parts": lambda m, y: y * m.weight.chunk(2, 1)[0][:3, :1],
+    "the largest": lambda m, y: y * m.weight.max(1)[0],
+    "a layer's": lambda m, y: y + m.inner(m.weight)[:3],
+    "a layer's that is called again": lambda m, y: m.inner(y) + m.inner(m.weight)[:3],
+    "counted": lambda m, y: y * torch.arange(4),
+    "joined": lambda m, y: y + torch.cat([m.gamma, m.gamma.relu()[:1]]),
+}
+
+
+@pytest.mark.parametrize("use", CONSTANTS.values(), ids=CONSTANTS.keys())
+def test_what_no_input_reaches_is_computed_once_from_the_tensors_as_they_are_now(
+    use: Callable[[Any, Tensor], Tensor],
+) -> None:
+    model, inputs = seeded(lambda: Constant(use), (2, 3, 4))
+    graph = zoo.run(FREE, trace(model, inputs), Context(inputs))
+    assert isinstance(graph, fx.GraphModule)
+    with torch.no_grad():  # as training does
+        for name, parameter in graph.named_parameters():
+            if not name.endswith("scale"):
+                parameter.mul_(1.25)
+    program = zoo.run("lower", graph, Context(inputs))
+    assert isinstance(program, Program)
+    follow(graph, program, inputs, resolve(8, quantized_layers(graph)))
+    assert len(operations(program, Aten)) <= 2
+
+
 def test_skipped_layers_run_in_float_with_the_float_weights() -> None:
     program = net(three, lambda m, x: m.c(m.b(m.a(x))), "normalize,quant{skip=b:}")
     assert list(program.listing.layers) == ["a", "c"]
