@@ -31,7 +31,7 @@ class Sample:
 
 
 def check_inputs(example_inputs: tuple[Tensor, ...]) -> None:
-    """Raise ModelError unless `example_inputs` is a tuple of tensors with one batch size in dimension 0."""
+    """Raise ModelError unless `example_inputs` is a tuple of tensors with one batch size in dimension 0, none uint8."""
     if not isinstance(example_inputs, tuple) or not example_inputs:
         raise ModelError("example_inputs must be a non-empty tuple of tensors", hint="write (x,) for one input")
     if not all(isinstance(x, Tensor) and x.dim() > 0 for x in example_inputs):
@@ -39,6 +39,8 @@ def check_inputs(example_inputs: tuple[Tensor, ...]) -> None:
     sizes = sorted({x.shape[0] for x in example_inputs})
     if len(sizes) > 1 or sizes[0] == 0:
         raise ModelError(f"the example inputs must share one batch size, they have {sizes}")
+    if any(x.dtype == torch.uint8 for x in example_inputs):
+        raise ModelError("an input is uint8", hint="take images as float32, and divide by 255 outside the model")
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
