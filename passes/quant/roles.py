@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import fx, nn
 
+from mbqc.ir.aten import arguments
 from mbqc.ir.constants import constants
 from mbqc.ir.types import TensorType
 from mbqc.ir.vocabulary import (
@@ -92,7 +93,8 @@ def _role(node: fx.Node, skip: tuple[str, ...], fixed: Container[fx.Node]) -> tu
         return (Role.ADD if _is_plain_addition(node, fixed) else Role.FLOAT), None
     if is_aten(node, "cat.default"):
         constant = any(source in fixed for source in node.all_input_nodes)
-        return (Role.FLOAT if constant else Role.CONCAT), None
+        joins_samples = arguments(node)["dim"] % len(node.meta["type"].dims) == 0
+        return (Role.FLOAT if constant or joins_samples else Role.CONCAT), None
     return Role.FLOAT, None
 
 
