@@ -55,7 +55,7 @@ def _emit(walk: Walk, node: fx.Node, call: AtenCall, kinds: tuple[TensorType, ..
 
 def _module_call(walk: Walk, node: fx.Node, module: nn.Module) -> AtenCall:
     source = argument_node(node)
-    form = float_form(module, len(type_of(source).dims) - 2)
+    form = float_form(module, type_of(node).dims[2:])
     arguments: list[Argument] = []
     for argument in form.arguments:
         if isinstance(argument, Input):

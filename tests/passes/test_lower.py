@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, fx, nn
 
+import mbqc
 from mbqc.backends import reference
 from mbqc.errors import PassError, VerifyError
 from mbqc.frontend.trace import trace
@@ -563,6 +564,39 @@ def test_a_table_that_changes_when_it_is_read_is_refused() -> None:
     model = nn.Sequential(nn.Embedding(10, 8, max_norm=0.5), nn.Linear(8, 8)).eval()
     with pytest.raises(PassError, match=r"Embedding with max_norm changes its table.*\n.*max_norm to None"):
         compiled((model, (torch.tensor([[1, 2]]),)))
+
+
+TO_TORCH: dict[str, Forward] = {
+    "masked_fill.Scalar": lambda m, x: x.masked_fill(x > 0, 0.5),
+    "masked_fill.Tensor": lambda m, x: x.masked_fill(x > 0, torch.tensor(0.5)),
+    "bitwise_not.default": lambda m, x: torch.where(~(x > 0), x, 2 * x),
+    "full_like.default": lambda m, x: x + torch.full_like(x, 0.5),
+    "new_zeros.default": lambda m, x: torch.cat([x, x.new_zeros(x.shape[0], 1, 4, 4)], 1),
+    "new_ones.default": lambda m, x: torch.cat([x, x.new_ones(x.shape[0], 1, 4, 4)], 1),
+    "new_full.default": lambda m, x: torch.cat([x, x.new_full((x.shape[0], 1, 4, 4), 0.5)], 1),
+    "index_select.default": lambda m, x: x.index_select(1, torch.tensor([2, 0, 0])),
+    "nan_to_num.default": lambda m, x: torch.nan_to_num(x, 0.5),
+    "one_hot.default": lambda m, x: x + F.one_hot((x > 0).to(torch.int64), 4).float().mean(4),
+    "tile.default": lambda m, x: x.tile((2, 1)),
+    "sort.default": lambda m, x: x.sort(1)[0],
+    "sort.stable": lambda m, x: torch.sort(x, dim=1, stable=True)[0],
+    "adaptive_avg_pool2d.default": lambda m, x: m.pool(x),
+}
+"""Functions of [N, 3, 4, 4] by what torch runs for them."""
+
+
+@pytest.mark.parametrize(("name", "function"), TO_TORCH.items(), ids=TO_TORCH.keys())
+def test_other_functions_are_left_to_torch_on_every_backend(name: str, function: Forward) -> None:
+    def build() -> nn.Module:
+        modules = {"a": conv(3, 3), "b": nn.Linear(4, 4), "pool": nn.AdaptiveAvgPool2d((3, None))}
+        return Net(modules, lambda m, x: m.b(function(m, m.a(x))))
+
+    model, inputs = example = seeded(build, (2, 3, 4, 4))
+    graph, program, _ = compiled(example)
+    assert name in [o.call.name for o in operations(program, Aten)]
+    follow(graph, program, inputs, resolve(8, quantized_layers(graph)))
+    by_backend = [mbqc.compile(model, inputs, "quant", backend=backend)(*inputs) for backend in ("cpu", "reference")]
+    torch.testing.assert_close(*by_backend, rtol=0, atol=1e-5)
 
 
 class Cumulated(nn.Module):
