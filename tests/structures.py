@@ -89,6 +89,7 @@ STRUCTURES: dict[str, tuple[Callable[[], dict[str, nn.Module]], Forward]] = {
     "a sum of two averages": (pair, lambda m, x: m.b(F.avg_pool2d(y := m.a(x), 3, 1, 1) + F.avg_pool2d(y, 1, 1))),
     "a sum of table results": (three, lambda m, x: m.c(F.silu(m.b(y := F.silu(m.a(x))) + y))),
     "a sum with a constant": (pair, lambda m, x: m.b(m.a(x) + 1.5)),
+    "a sum with whole numbers": (pair, lambda m, x: m.b((y := m.a(x)) + y.sort(1)[1])),
     "a sum that broadcasts": (
         lambda: {"a": conv(3, 4), "b": conv(3, 1), "c": conv(4, 4)},
         lambda m, x: m.c(m.a(x) + m.b(x)),

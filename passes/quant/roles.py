@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from mbqc.ir.aten import arguments
 from mbqc.ir.constants import constants
-from mbqc.ir.types import TensorType
+from mbqc.ir.types import TensorType, type_of
 from mbqc.ir.vocabulary import (
     AVERAGE_POOLS,
     BATCH_NORMS,
@@ -152,11 +152,10 @@ def _is_padding_of_convolutions(node: fx.Node, skip: tuple[str, ...]) -> bool:
 
 
 def _is_plain_addition(node: fx.Node, fixed: Container[fx.Node]) -> bool:
-    """Two tensors of one shape, alpha 1; a broadcast or a constant operand is left to float arithmetic."""
+    """Two float tensors of one shape, alpha 1; what broadcasts, is constant or whole is left to float arithmetic."""
     if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
         return False
     left, right = node.args
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left in fixed or right in fixed:
         return False
-    shapes = {node.meta["type"].dims, *(getattr(n.meta.get("type"), "dims", None) for n in (left, right))}
-    return len(shapes) == 1
+    return all(_is_float_tensor(n) and type_of(n).dims == type_of(node).dims for n in (left, right))
