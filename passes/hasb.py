@@ -61,7 +61,7 @@ class Hasb(Pass):
         """The same graph with annotations.
 
         Raises:
-            PassError: the loss is not finite or does not depend on a layer.
+            PassError: the loss is not finite or does not depend on any layer.
             DataError: the data does not fit the loss.
         """
         nodes = {str(node.target): node for node in layer_nodes(graph)}
@@ -97,13 +97,18 @@ class Hasb(Pass):
         generator = torch.Generator().manual_seed(context.seed)
         sizes = _sizes(weights)
         rows: list[Tensor] = []
+        ignored = set(weights)
         with context.progress("Hessian traces", self.probes) as advance:
             for probe in range(self.probes):
                 batch = batches[probe % len(batches)]
-                rows.append(_probe(graph, list(weights.values()), batch, loss, generator))
+                row, reached = _probe(graph, list(weights.values()), batch, loss, generator)
+                rows.append(row)
+                ignored -= {layer for layer, found in zip(weights, reached, strict=True) if found}
                 advance()
                 if probe + 1 >= max(2, len(batches)) and self._settled(torch.stack(rows) / sizes):
                     break
+        for layer in [layer for layer in weights if layer in ignored]:
+            context.report.add(self.name, "warning", layer, "the loss does not depend on it: its sensitivity is 0")
         return torch.stack(rows)
 
     def _settled(self, rows: Tensor) -> bool:
@@ -161,7 +166,8 @@ def _probe(
     batch: LabelledBatch,
     loss: Callable[[Any, Tensor | None], Tensor],
     generator: torch.Generator,
-) -> Tensor:
+) -> tuple[Tensor, list[bool]]:
+    """`v^T (H v)` of each layer, and whether the loss depends on the layer at all; without that it is 0."""
     inputs, target = batch
     signs = [torch.randint(0, 2, w.shape, generator=generator).to(w.dtype) * 2 - 1 for w in weights]
     with torch.enable_grad():
@@ -169,18 +175,28 @@ def _probe(
         with sdpa_kernel(SDPBackend.MATH):
             value = loss(_TwiceDifferentiable(graph).run(*inputs, FLOAT), target)
         if not bool(torch.isfinite(value.detach())):
-            raise PassError(f"the loss is {float(value.detach())} on the float model", hint="check the data and loss()")
+            raise _not_finite(graph, float(value.detach()))
         gradients = torch.autograd.grad(value, weights, create_graph=True, allow_unused=True)
-        if any(g is None for g in gradients):
-            raise PassError("the loss does not depend on every layer's weight", hint="check loss()")
-        curved = [(g, s) for g, s in zip(gradients, signs, strict=True) if g.requires_grad]
+        reached = [g is not None for g in gradients]
+        if not any(reached):
+            raise PassError("the loss does not depend on any layer's weight", hint="check loss()")
+        curved = [(g, s) for g, s in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
         if not curved:
-            return torch.zeros(len(weights), dtype=torch.float64)
+            return torch.zeros(len(weights), dtype=torch.float64), reached
         outputs, vectors = zip(*curved, strict=True)
         products = torch.autograd.grad(outputs, weights, vectors, allow_unused=True)
     zero = torch.zeros((), dtype=torch.float64)  # where the loss is linear in a layer's weight
     pairs = zip(signs, products, strict=True)
-    return torch.stack([zero if p is None else (s * p).sum(dtype=torch.float64) for s, p in pairs])
+    return torch.stack([zero if p is None else (s * p).sum(dtype=torch.float64) for s, p in pairs]), reached
+
+
+def _not_finite(graph: fx.GraphModule, loss: float) -> PassError:
+    """Why a loss is NaN or infinite: a tensor of the model that is, else what the user gave."""
+    for name, tensor in (*graph.named_parameters(), *graph.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            message = f"the loss is {loss} on the float model, whose {name} holds NaN or infinity"
+            return PassError(message, hint="load a checkpoint whose numbers are finite")
+    return PassError(f"the loss is {loss} on the float model", hint="check the data and loss()")
 
 
 def _mean_and_error(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,9 +227,18 @@ def _loss(context: Context, batches: list[LabelledBatch], source: str) -> Callab
 def _own_prediction_loss(output: Any, target: Tensor | None) -> Tensor:
     """Cross entropy against the model's own distribution over dimension 1; its Hessian is the Fisher matrix.
 
-    Outputs that are no scores [N, classes] are compared by squared error with themselves (the Gauss-Newton matrix).
+    Outputs that are no scores [N, classes] are compared by squared error with themselves (the Gauss-Newton matrix);
+    those without a gradient (whole numbers, bools) do not count.
+
+    Raises:
+        PassError: none of the outputs has a gradient.
     """
-    outputs = output if isinstance(output, tuple | list) else (output,)
+    outputs = [o for o in (output if isinstance(output, tuple | list) else (output,)) if o.requires_grad]
+    if not outputs:
+        raise PassError(
+            "no output of the model has a gradient, so that its own prediction measures no sensitivity",
+            hint="return the scores and decide outside the model, for instance argmax(1) or > 0; or leave hasb out",
+        )
     total = torch.zeros(())
     for part in outputs:
         if part.dim() == 2 and part.shape[1] > 1:

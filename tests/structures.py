@@ -65,7 +65,19 @@ def rows() -> dict[str, nn.Module]:
     return {"a": nn.Linear(8, 6), "b": nn.Linear(6, 4), "norm1": nn.BatchNorm1d(3), "norm2": nn.BatchNorm2d(3)}
 
 
+def halves(y: Tensor) -> Tensor:
+    """The sum of the first half of the samples and the second."""
+    first, second = y.chunk(2)
+    return first + second
+
+
 STRUCTURES: dict[str, tuple[Callable[[], dict[str, nn.Module]], Forward]] = {
+    # twice the samples
+    "samples joined": (pair, lambda m, x: halves(m.b(torch.cat([y := m.a(x), y.flip(3)])).relu())),
+    "samples joined, of codes": (
+        three,
+        lambda m, x: halves(m.c(torch.cat([F.max_pool2d(y := m.a(x), 2), F.max_pool2d(m.b(y), 2)], -4))),
+    ),
     # residual sums
     "a sum of two layers": (fork, lambda m, x: m.c(F.relu(m.a(x) + m.b(x)))),
     "a sum of a layer and itself": (pair, lambda m, x: m.b((y := m.a(x)) + y)),
@@ -77,6 +89,7 @@ STRUCTURES: dict[str, tuple[Callable[[], dict[str, nn.Module]], Forward]] = {
     "a sum of two averages": (pair, lambda m, x: m.b(F.avg_pool2d(y := m.a(x), 3, 1, 1) + F.avg_pool2d(y, 1, 1))),
     "a sum of table results": (three, lambda m, x: m.c(F.silu(m.b(y := F.silu(m.a(x))) + y))),
     "a sum with a constant": (pair, lambda m, x: m.b(m.a(x) + 1.5)),
+    "a sum with whole numbers": (pair, lambda m, x: m.b((y := m.a(x)) + y.sort(1)[1])),
     "a sum that broadcasts": (
         lambda: {"a": conv(3, 4), "b": conv(3, 1), "c": conv(4, 4)},
         lambda m, x: m.c(m.a(x) + m.b(x)),

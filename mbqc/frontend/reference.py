@@ -31,7 +31,7 @@ class Sample:
 
 
 def check_inputs(example_inputs: tuple[Tensor, ...]) -> None:
-    """Raise ModelError unless `example_inputs` is a tuple of tensors with one batch size in dimension 0."""
+    """Raise ModelError unless `example_inputs` is a tuple of tensors with one batch size in dimension 0, none uint8."""
     if not isinstance(example_inputs, tuple) or not example_inputs:
         raise ModelError("example_inputs must be a non-empty tuple of tensors", hint="write (x,) for one input")
     if not all(isinstance(x, Tensor) and x.dim() > 0 for x in example_inputs):
@@ -39,6 +39,8 @@ def check_inputs(example_inputs: tuple[Tensor, ...]) -> None:
     sizes = sorted({x.shape[0] for x in example_inputs})
     if len(sizes) > 1 or sizes[0] == 0:
         raise ModelError(f"the example inputs must share one batch size, they have {sizes}")
+    if any(x.dtype == torch.uint8 for x in example_inputs):
+        raise ModelError("an input is uint8", hint="take images as float32, and divide by 255 outside the model")
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -117,7 +119,8 @@ def check_same(gm: fx.GraphModule, samples: list[Sample]) -> None:
 def _sample(model: nn.Module, inputs: tuple[Tensor, ...]) -> Sample:
     outputs = _call(model, inputs)
     single = isinstance(outputs, Tensor)
-    return Sample(inputs, (outputs,) if single else tuple(outputs), not single)
+    flat = (outputs,) if single else outputs
+    return Sample(inputs, tuple(output.detach() for output in flat), not single)
 
 
 def _call(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -147,6 +150,8 @@ def _nearby(x: Tensor, batch: int) -> Tensor:
 
 
 def _close(got: Tensor, expected: Tensor) -> bool:
+    if not expected.is_floating_point() and not expected.is_complex():
+        return torch.equal(got, expected)
     finite = expected[expected.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.allclose(got, expected, rtol=0, atol=TOLERANCE * max(largest, TOLERANCE), equal_nan=True)

@@ -53,6 +53,8 @@ ALLOWED = ELEMENTWISE | frozenset(
     softshrink.default threshold.default log1p.default expm1.default square.default sign.default floor.default
     ceil.default round.default instance_norm.default rms_norm.default std.correction std.dim var.correction var.dim
     linalg_vector_norm.default channel_shuffle.default pixel_unshuffle.default tril.default triu.default
+    masked_fill.Scalar masked_fill.Tensor bitwise_not.default full_like.default new_zeros.default new_ones.default
+    new_full.default index_select.default nan_to_num.default one_hot.default tile.default sort.default sort.stable
     """.split()  # noqa: SIM905
 )
 """Every function that a Program may call."""

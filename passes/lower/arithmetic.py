@@ -74,7 +74,7 @@ def _constant(walk: Walk, node: fx.Node, value: Any, dims: Dims) -> str | None:
     state = walk.states.get(value) if isinstance(value, fx.Node) else None
     if not isinstance(state, Parameter):
         return None
-    tensor = walk.parameter(state.name)
+    tensor = state.tensor
     shape = tuple(tensor.shape)
     while shape[:1] == (1,):  # broadcast as if it were not there
         shape = shape[1:]

@@ -55,7 +55,7 @@ def _emit(walk: Walk, node: fx.Node, call: AtenCall, kinds: tuple[TensorType, ..
 
 def _module_call(walk: Walk, node: fx.Node, module: nn.Module) -> AtenCall:
     source = argument_node(node)
-    form = float_form(module, len(type_of(source).dims) - 2)
+    form = float_form(module, type_of(node).dims[2:])
     arguments: list[Argument] = []
     for argument in form.arguments:
         if isinstance(argument, Input):
@@ -86,7 +86,7 @@ def _argument(walk: Walk, value: Any) -> Argument:
         if isinstance(state, Number):
             return BatchMultiple(-state.value) if state.value < 0 else state.value
         if isinstance(state, Parameter):
-            return Constant(walk.builder.tensor(state.name, walk.parameter(state.name)))
+            return Constant(walk.builder.tensor(state.name, state.tensor))
         return Reference(walk.float_value(value).name)
     if isinstance(value, list | tuple):
         return ListArgument(tuple(_argument(walk, item) for item in value))

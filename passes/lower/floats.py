@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mbqc.errors import PassError
+from mbqc.ir.types import Dims
 from mbqc.program.operations import Argument, ListArgument
 
 Plain = bool | int | float | str | None | list[int]
@@ -82,11 +83,11 @@ def elementwise_form(module: nn.Module) -> FloatForm:
             raise PassError(f"{type(module).__name__} has no float form in a Program")
 
 
-def float_form(module: nn.Module, spatial: int) -> FloatForm:
+def float_form(module: nn.Module, spatial: Dims) -> FloatForm:
     """Any module of the canonical graph as an aten call.
 
     Args:
-        spatial: dimensions of its input behind N and C.
+        spatial: dimensions of its result behind N and C.
 
     Raises:
         PassError: it is none that is known.
@@ -97,7 +98,7 @@ def float_form(module: nn.Module, spatial: int) -> FloatForm:
     return elementwise_form(module)
 
 
-def _convolution(module: nn.Module, spatial: int) -> FloatForm:
+def _convolution(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if module.padding_mode != "zeros":
         raise PassError(f"padding_mode={module.padding_mode!r} has no form in a Program", hint="pad with zeros")
@@ -108,7 +109,7 @@ def _convolution(module: nn.Module, spatial: int) -> FloatForm:
     return _form(f"conv{dims}d.{variant}", WEIGHT, BIAS, *rest)
 
 
-def _transposed(module: nn.Module, spatial: int) -> FloatForm:
+def _transposed(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
     dims = len(module.kernel_size)
     variant = "default" if dims == 1 else "input"
@@ -117,51 +118,52 @@ def _transposed(module: nn.Module, spatial: int) -> FloatForm:
     return _form(f"conv_transpose{dims}d.{variant}", WEIGHT, BIAS, *rest)
 
 
-def _batch_norm(module: nn.Module, spatial: int) -> FloatForm:
+def _batch_norm(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     tensors = (WEIGHT, BIAS, Attribute("running_mean"), Attribute("running_var"))
     return _form("batch_norm.default", *tensors, False, 0.0, module.eps, False)
 
 
-def _layer_norm(module: nn.Module, spatial: int) -> FloatForm:
+def _layer_norm(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.LayerNorm)
     return _form("layer_norm.default", list(module.normalized_shape), WEIGHT, BIAS, module.eps, False)
 
 
-def _group_norm(module: nn.Module, spatial: int) -> FloatForm:
+def _group_norm(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.GroupNorm)
     return _form("group_norm.default", module.num_groups, WEIGHT, BIAS, module.eps, False)
 
 
-def _pool(module: nn.Module, spatial: int) -> FloatForm:
-    def sizes(value: int | tuple[int | None, ...] | None) -> list[int]:
-        given = value if isinstance(value, tuple) else (value,) * spatial
-        return [int(v) for v in given if v is not None]
+def _pool(module: nn.Module, spatial: Dims) -> FloatForm:
+    def sizes(value: int | tuple[int, ...]) -> list[int]:
+        given = value if isinstance(value, tuple) else (value,) * rank
+        return [int(v) for v in given]
 
+    rank = len(spatial)
     match module:
         case nn.MaxPool1d() | nn.MaxPool2d():
             geometry = [sizes(v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)]
-            return _form(f"max_pool{spatial}d.default", *geometry, module.ceil_mode)
+            return _form(f"max_pool{rank}d.default", *geometry, module.ceil_mode)
         case nn.AvgPool1d() | nn.AvgPool2d():
             geometry = [sizes(v) for v in (module.kernel_size, module.stride, module.padding)]
             divisor = (module.divisor_override,) if isinstance(module, nn.AvgPool2d) else ()
             rest = (module.ceil_mode, module.count_include_pad, *divisor)
-            return _form(f"avg_pool{spatial}d.default", *geometry, *rest)
+            return _form(f"avg_pool{rank}d.default", *geometry, *rest)
         case _:
             assert isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d)
-            return _form(f"adaptive_avg_pool{spatial}d.default", sizes(module.output_size))
+            return _form(f"adaptive_avg_pool{rank}d.default", list(spatial))  # None stands for the input's size
 
 
-def _pad(module: nn.Module, spatial: int) -> FloatForm:
+def _pad(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d)
     return _form("constant_pad_nd.default", list(module.padding), float(module.value))
 
 
-def _linear(module: nn.Module, spatial: int) -> FloatForm:
+def _linear(module: nn.Module, spatial: Dims) -> FloatForm:
     return _form("linear.default", WEIGHT, BIAS)
 
 
-def _embedding(module: nn.Module, spatial: int) -> FloatForm:
+def _embedding(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.Embedding)
     if module.max_norm is not None:  # it shortens rows of its table when they are looked up
         raise PassError(
@@ -171,18 +173,18 @@ def _embedding(module: nn.Module, spatial: int) -> FloatForm:
     return FloatForm("embedding.default", (WEIGHT, Input()))
 
 
-def _softmax(module: nn.Module, spatial: int) -> FloatForm:
+def _softmax(module: nn.Module, spatial: Dims) -> FloatForm:
     assert isinstance(module, nn.Softmax)
     if module.dim is None:
         raise PassError("Softmax without dim has no form in a Program", hint="give it a dim")
     return _form("softmax.int", module.dim)
 
 
-def _prelu(module: nn.Module, spatial: int) -> FloatForm:
+def _prelu(module: nn.Module, spatial: Dims) -> FloatForm:
     return _form("prelu.default", WEIGHT)
 
 
-_FORMS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, int], FloatForm]], ...] = (
+_FORMS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, Dims], FloatForm]], ...] = (
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     ((nn.ConvTranspose1d, nn.ConvTranspose2d), _transposed),
     ((nn.Linear,), _linear),

@@ -203,9 +203,9 @@ def _concat(walk: Walk, node: fx.Node) -> State | None:
     assert isinstance(dim, int)
     stored = [codes for t in tensors if isinstance(t, fx.Node) and (codes := walk.codes(t)) is not None]
     has_grid = all(isinstance(module_of(user), ActivationQuantizer) for user in node.users)
-    if not has_grid or len(stored) != len(tensors):
+    rank = len(type_of(node).dims)
+    if not has_grid or len(stored) != len(tensors) or dim % rank == 0:  # torch alone joins samples
         return None
-    rank = len(stored[0].dims)
     if rank in (3, 4) and all(s.channels_last for s in stored):
         order = (0, 3, 2) if rank == 3 else (0, 3, 1, 2)
         return Joined(tuple(stored), type_of(node).dims, order[dim % rank])

@@ -10,6 +10,7 @@ from torch import fx
 
 from mbqc.errors import PassError
 from mbqc.ir.annotations import Sensitivity, find_annotation
+from mbqc.ir.constants import constants
 from mbqc.ir.modules import WeightQuantizer
 from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of
 from mbqc.ir.types import TensorType, type_of
@@ -33,8 +34,9 @@ class Lower(Pass):
     """Turns the quantized graph into a Program: integer operations with fused epilogues.
 
     BatchNorm, correction, residual addition, activation and requantization become one epilogue of the layer before
-    them; other activations become tables. What has no integer form runs in float: what attention
-    is made of, embedding, LayerNorm and sums as operations of the Program, the rest by torch, which is reported.
+    them; other activations become tables. What depends on no input is computed here and stored. What has no integer
+    form runs in float: what attention is made of, embedding, LayerNorm and sums as operations of the Program, the rest
+    by torch, which is reported.
     """
 
     name: ClassVar[str] = "lower"
@@ -48,12 +50,14 @@ class Lower(Pass):
             VerifyError: the Program breaks a rule, for instance an accumulator that could overflow.
         """
         builder = Builder(_ladder(graph))
-        walk = Walk(graph, builder)
+        walk = Walk(constants(graph), builder)
         inputs = []
         for node in graph.graph.nodes:
             if node.op == "placeholder" and node.target != "widths":
                 inputs.append(_input(walk, node))
             elif node.op not in ("placeholder", "output") and not is_read_through_layer(node):
+                if isinstance(walk.constants.get(node), tuple | list):
+                    continue  # its parts are constants too
                 _visit(walk, node)
         outputs = [walk.float_value(node).name for node in _results(graph)]
         program = builder.program(inputs, outputs, _layer_infos(graph))

@@ -83,9 +83,10 @@ class Joined:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor of the model that is used as it is."""
+    """A tensor of the model, or what is computed from such tensors alone, that is used as it is."""
 
     name: str
+    tensor: Tensor
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -18,9 +20,9 @@ from mbqc.program.operations import Affine, AnyOperation, Epilogue
 
 @dataclass(frozen=True)
 class Walk:
-    """States of all nodes visited so far, and the Program that grows."""
+    """What no input reaches, states of all nodes visited so far, and the Program that grows."""
 
-    graph: fx.GraphModule
+    constants: Mapping[fx.Node, Any]
     builder: Builder
     states: dict[fx.Node, State] = field(default_factory=dict)
     floats: dict[fx.Node, Stored] = field(default_factory=dict)
@@ -66,13 +68,6 @@ class Walk:
 
         return Pending(affine, codes.dims, stored.channels_last)
 
-    def parameter(self, name: str) -> Tensor:
-        """A tensor of the graph by its path."""
-        path, _, leaf = name.rpartition(".")
-        tensor = getattr(self.graph.get_submodule(path), leaf)
-        assert isinstance(tensor, Tensor)
-        return tensor
-
 
 def argument_node(node: fx.Node, index: int = 0) -> fx.Node:
     """An argument that must be a node."""
@@ -82,9 +77,10 @@ def argument_node(node: fx.Node, index: int = 0) -> fx.Node:
 
 
 def structural_form(walk: Walk, node: fx.Node) -> State | None:
-    """Parameters, sizes and parts of results; None where the node computes a tensor."""
-    if node.op == "get_attr":
-        return Parameter(str(node.target))
+    """Constants, sizes and parts of results; None where the node computes a tensor from an input."""
+    constant = walk.constants.get(node)
+    if isinstance(constant, Tensor):
+        return Parameter(str(node.target) if node.op == "get_attr" else node.name, constant)
     if node.target is operator.getitem:
         source, index = walk.state(node), node.args[1]
         if isinstance(source, Several) and isinstance(index, int):

@@ -95,7 +95,8 @@ def observe(graph: fx.GraphModule, nodes: list[fx.Node], method: Method, context
     """Histograms of the values of `nodes` over all calibration batches, in one sweep.
 
     Under `gauss_newton` each value counts with the square of its effect on the model's output: `(v^T dy/dx)^2` with
-    random signs v has the diagonal of the Gauss-Newton matrix as its mean.
+    random signs v has the diagonal of the Gauss-Newton matrix as its mean. Where no output has a gradient, as behind an
+    argmax, all values of a node count alike, which is `mse`; the report says so.
 
     Raises:
         DataError: an activation is not finite.
@@ -103,36 +104,43 @@ def observe(graph: fx.GraphModule, nodes: list[fx.Node], method: Method, context
     histograms = {node: Histogram() for node in nodes}
     generator = torch.Generator().manual_seed(context.seed)
     batches = context.calibration_batches()
+    unweighted: dict[fx.Node, None] = {}
     with context.progress("calibrating", len(batches)) as advance:
         for batch in batches:
             observer = _Observer(graph, nodes)
             if method == "gauss_newton":
-                _add_weighted(observer, batch, histograms, generator)
+                unweighted.update(dict.fromkeys(_add_weighted(observer, batch, histograms, generator)))
             else:
                 with torch.no_grad():
                     observer.run(*batch)
                 for node, value in observer.values.items():
                     histograms[node].add(value)
             advance()
+    for node in unweighted:
+        message = "no output has a gradient for it: its range is that of calibration=mse, not gauss_newton"
+        context.report.add("quant", "warning", node.name, message)
     return histograms
 
 
 def _add_weighted(
     observer: _Observer, batch: Batch, histograms: dict[fx.Node, Histogram], generator: torch.Generator
-) -> None:
+) -> list[fx.Node]:
+    """Counts values by their effect on the outputs; the nodes without a gradient, whose values count alike."""
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in batch]
         output = observer.run(*inputs)
         outputs = [o for o in (output if isinstance(output, tuple) else (output,)) if o.requires_grad]
         nodes = [node for node, value in observer.values.items() if value.requires_grad]
+        unweighted: list[fx.Node] = []
         for draw in range(DRAWS):
             signs = [torch.randint(0, 2, o.shape, generator=generator).to(o.dtype) * 2 - 1 for o in outputs]
             gradients = torch.autograd.grad(
                 outputs, [observer.values[n] for n in nodes], signs, retain_graph=draw + 1 < DRAWS, allow_unused=True
             )
             for node, gradient in zip(nodes, gradients, strict=True):
-                value = observer.values[node].detach()
-                histograms[node].add(value, torch.zeros_like(value) if gradient is None else gradient.square())
+                histograms[node].add(observer.values[node].detach(), None if gradient is None else gradient.square())
+            unweighted = [node for node, gradient in zip(nodes, gradients, strict=True) if gradient is None]
+    return unweighted
 
 
 def activation_grid(histogram: Histogram, bits: int, method: Method, percentile: float) -> tuple[float, int]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import Enum, auto
 from fnmatch import fnmatchcase
 
 import torch
 from torch import fx, nn
 
-from mbqc.ir.types import TensorType
+from mbqc.ir.aten import arguments
+from mbqc.ir.constants import constants
+from mbqc.ir.types import TensorType, type_of
 from mbqc.ir.vocabulary import (
     AVERAGE_POOLS,
     BATCH_NORMS,
@@ -51,15 +54,19 @@ def roles(graph: fx.GraphModule, skip: tuple[str, ...]) -> tuple[dict[fx.Node, R
     """
     found: dict[fx.Node, Role] = {}
     reasons: dict[fx.Node, str] = {}
+    fixed = constants(graph)
+    fixed_layers = {node.target for node in fixed if is_module(node, LAYERS)}
     for node in graph.graph.nodes:
-        role, reason = _role(node, skip)
+        role, reason = (Role.FLOAT, None) if node in fixed else _role(node, skip, fixed)
+        if is_module(node, LAYERS) and node.target in fixed_layers:
+            role, reason = Role.FLOAT, "it is called on parameters, which no input of the model reaches"
         found[node] = role
         if reason:
             reasons[node] = reason
     return found, reasons
 
 
-def _role(node: fx.Node, skip: tuple[str, ...]) -> tuple[Role, str | None]:
+def _role(node: fx.Node, skip: tuple[str, ...], fixed: Container[fx.Node]) -> tuple[Role, str | None]:
     if not _is_float_tensor(node):
         return Role.FLOAT, _dtype_obstacle(node)
     if node.op == "placeholder":
@@ -83,10 +90,11 @@ def _role(node: fx.Node, skip: tuple[str, ...]) -> tuple[Role, str | None]:
     if is_aten(node, *MOVES):
         return Role.MOVE, None
     if is_aten(node, "add.Tensor"):
-        return (Role.ADD if _is_plain_addition(node) else Role.FLOAT), None
+        return (Role.ADD if _is_plain_addition(node, fixed) else Role.FLOAT), None
     if is_aten(node, "cat.default"):
-        constant = any(source.op == "get_attr" for source in node.all_input_nodes)
-        return (Role.FLOAT if constant else Role.CONCAT), None
+        constant = any(source in fixed for source in node.all_input_nodes)
+        joins_samples = arguments(node)["dim"] % len(node.meta["type"].dims) == 0
+        return (Role.FLOAT if constant or joins_samples else Role.CONCAT), None
     return Role.FLOAT, None
 
 
@@ -143,12 +151,11 @@ def _is_padding_of_convolutions(node: fx.Node, skip: tuple[str, ...]) -> bool:
     return module.value == 0 and positive and quantized
 
 
-def _is_plain_addition(node: fx.Node) -> bool:
-    """Two tensors of one shape, alpha 1; a broadcast or a constant operand is left to float arithmetic."""
+def _is_plain_addition(node: fx.Node, fixed: Container[fx.Node]) -> bool:
+    """Two float tensors of one shape, alpha 1; what broadcasts, is constant or whole is left to float arithmetic."""
     if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
         return False
     left, right = node.args
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or "get_attr" in (left.op, right.op):
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left in fixed or right in fixed:
         return False
-    shapes = {node.meta["type"].dims, *(getattr(n.meta.get("type"), "dims", None) for n in (left, right))}
-    return len(shapes) == 1
+    return all(_is_float_tensor(n) and type_of(n).dims == type_of(node).dims for n in (left, right))

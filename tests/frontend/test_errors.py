@@ -132,6 +132,7 @@ def test_a_weight_computed_from_others():
         ((torch.tensor(1.0),), "batch as dimension 0"),
         ((torch.ones(2, 6), torch.ones(3, 6)), "[2, 3]"),
         ((torch.ones(0, 6),), "[0]"),
+        ((torch.ones(2, 6, dtype=torch.uint8),), "divide by 255 outside the model"),
     ],
 )
 def test_inputs_that_are_no_batch(inputs, message):

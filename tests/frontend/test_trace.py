@@ -224,6 +224,20 @@ def test_what_is_computed_from_fixed_sizes_is_a_number():
     same_outputs(gm, model, inputs)
 
 
+@pytest.mark.parametrize("decide", [lambda y: y > 0, lambda y: y.argmax(1), lambda y: y.topk(2, 1)])
+def test_outputs_of_every_type_are_compared(decide):
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return decide(self.fc(x))
+
+    model, inputs = Decides(), (torch.randn(2, 5),)
+    same_outputs(canonical(model, inputs), model, inputs)
+
+
 def test_random_state_is_left_alone():
     model, inputs = MODELS["vit_torch"]()
     torch.manual_seed(3)

@@ -345,7 +345,7 @@ def test_a_loss_that_fails_is_quoted() -> None:
     ("loss", "message"),
     [
         (lambda output, target: output.sum() * float("nan"), "the loss is nan on the float model"),
-        (lambda output, target: target.sum().requires_grad_(), "does not depend on every layer"),
+        (lambda output, target: target.sum().requires_grad_(), "does not depend on any layer"),
     ],
 )
 def test_a_loss_that_says_nothing_is_refused(loss: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
@@ -354,6 +354,53 @@ def test_a_loss_that_says_nothing_is_refused(loss: Callable[[Tensor, Tensor], Te
     with pytest.raises(PassError, match=message) as caught:
         sensed(quantized(TwoLinear, x), context, Hasb())
     assert caught.value.where == "pass hasb"
+
+
+def test_a_layer_that_the_loss_ignores_has_sensitivity_zero_and_is_named() -> None:
+    class TwoHeads(TwoLinear):
+        def forward(self, x: Tensor) -> Any:
+            return self.a(x), self.b(x)
+
+    x = correlated()
+    context = Context((x[:2],), labelled=labelled(x), loss=lambda output, target: squared(output[0], target))
+    found = sensitivities(sensed(quantized(TwoHeads, x), context, Hasb(probes=4)))
+    assert found["b"].trace == found["b"].stderr == 0 < found["a"].trace
+    (warning,) = [str(note) for note in context.report.notes if "depend" in str(note)]
+    assert warning == "hasb: b: the loss does not depend on it: its sensitivity is 0"
+
+
+def test_a_parameter_that_is_not_finite_is_named() -> None:
+    x = correlated()
+    graph = quantized(lambda: nn.Sequential(nn.Linear(IN, 4), nn.Linear(4, OUT)), x)
+    with torch.no_grad():
+        graph.get_parameter("1.weight")[0, 0] = float("nan")
+    with pytest.raises(PassError, match=r"the loss is nan on the float model, whose 1\.weight holds NaN"):
+        sensed(graph, Context((x[:2],), labelled=labelled(x), loss=squared), Hasb())
+
+
+class Decides(nn.Module):
+    """Its prediction beside its scores, or alone."""
+
+    def __init__(self, scores: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.scores = nn.Linear(IN, 5), nn.Linear(5, OUT), scores
+
+    def forward(self, x: Tensor) -> Any:
+        scores = self.b(self.a(x).relu())
+        return (scores, scores.argmax(1), scores > 0) if self.scores else scores.argmax(1)
+
+
+def test_outputs_without_a_gradient_do_not_count() -> None:
+    x = correlated()
+    found = sensitivities(sensed(quantized(lambda: Decides(True), x), Context((x[:2],), [x]), Hasb(probes=4)))
+    assert min(s.trace for s in found.values()) > 0
+
+
+def test_a_model_without_any_gradient_is_told_what_to_return() -> None:
+    x = correlated()
+    with pytest.raises(PassError, match="no output of the model has a gradient") as caught:
+        sensed(quantized(lambda: Decides(False), x), Context((x[:2],), [x]), Hasb(probes=4))
+    assert "return the scores" in str(caught.value)
 
 
 @pytest.mark.parametrize(

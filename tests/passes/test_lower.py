@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, fx, nn
 
+import mbqc
 from mbqc.backends import reference
 from mbqc.errors import PassError, VerifyError
 from mbqc.frontend.trace import trace
@@ -503,6 +504,54 @@ def test_a_parameter_with_the_name_of_another_stored_tensor_is_kept_apart(owner:
     follow(graph, program, example[1], resolve(8, quantized_layers(graph)))
 
 
+class Constant(nn.Module):
+    """Uses what it computes from its own tensors, between two layers on [N, 3, 4]."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.use = nn.Linear(4, 4), nn.Linear(4, 4), use
+        self.gamma, self.weight = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(4, 4))
+        self.norm, self.table, self.inner = nn.LayerNorm(4), nn.Embedding(3, 4), nn.Linear(4, 4)
+        self.register_buffer("ids", torch.arange(3)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.use(self, self.a(x)))
+
+
+CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "viewed": lambda m, y: m.gamma.view(1, -1, 1) * y,
+    "indexed": lambda m, y: m.gamma[:, None] * y,
+    "transposed": lambda m, y: y @ m.weight.t(),
+    "squashed": lambda m, y: y * torch.sigmoid(m.gamma).view(3, 1),
+    "a softmax": lambda m, y: torch.softmax(m.gamma, 0).view(3, 1) * y,
+    "normalised": lambda m, y: y + m.norm(m.weight)[:3],
+    "looked up": lambda m, y: y + m.table(m.ids),
+    "in parts": lambda m, y: y * m.weight.chunk(2, 1)[0][:3, :1],
+    "the largest": lambda m, y: y * m.weight.max(1)[0],
+    "a layer's": lambda m, y: y + m.inner(m.weight)[:3],
+    "a layer's that is called again": lambda m, y: m.inner(y) + m.inner(m.weight)[:3],
+    "counted": lambda m, y: y * torch.arange(4),
+    "joined": lambda m, y: y + torch.cat([m.gamma, m.gamma.relu()[:1]]),
+}
+
+
+@pytest.mark.parametrize("use", CONSTANTS.values(), ids=CONSTANTS.keys())
+def test_what_no_input_reaches_is_computed_once_from_the_tensors_as_they_are_now(
+    use: Callable[[Any, Tensor], Tensor],
+) -> None:
+    model, inputs = seeded(lambda: Constant(use), (2, 3, 4))
+    graph = zoo.run(FREE, trace(model, inputs), Context(inputs))
+    assert isinstance(graph, fx.GraphModule)
+    with torch.no_grad():  # as training does
+        for name, parameter in graph.named_parameters():
+            if not name.endswith("scale"):
+                parameter.mul_(1.25)
+    program = zoo.run("lower", graph, Context(inputs))
+    assert isinstance(program, Program)
+    follow(graph, program, inputs, resolve(8, quantized_layers(graph)))
+    assert len(operations(program, Aten)) <= 2
+
+
 def test_skipped_layers_run_in_float_with_the_float_weights() -> None:
     program = net(three, lambda m, x: m.c(m.b(m.a(x))), "normalize,quant{skip=b:}")
     assert list(program.listing.layers) == ["a", "c"]
@@ -515,6 +564,39 @@ def test_a_table_that_changes_when_it_is_read_is_refused() -> None:
     model = nn.Sequential(nn.Embedding(10, 8, max_norm=0.5), nn.Linear(8, 8)).eval()
     with pytest.raises(PassError, match=r"Embedding with max_norm changes its table.*\n.*max_norm to None"):
         compiled((model, (torch.tensor([[1, 2]]),)))
+
+
+TO_TORCH: dict[str, Forward] = {
+    "masked_fill.Scalar": lambda m, x: x.masked_fill(x > 0, 0.5),
+    "masked_fill.Tensor": lambda m, x: x.masked_fill(x > 0, torch.tensor(0.5)),
+    "bitwise_not.default": lambda m, x: torch.where(~(x > 0), x, 2 * x),
+    "full_like.default": lambda m, x: x + torch.full_like(x, 0.5),
+    "new_zeros.default": lambda m, x: torch.cat([x, x.new_zeros(x.shape[0], 1, 4, 4)], 1),
+    "new_ones.default": lambda m, x: torch.cat([x, x.new_ones(x.shape[0], 1, 4, 4)], 1),
+    "new_full.default": lambda m, x: torch.cat([x, x.new_full((x.shape[0], 1, 4, 4), 0.5)], 1),
+    "index_select.default": lambda m, x: x.index_select(1, torch.tensor([2, 0, 0])),
+    "nan_to_num.default": lambda m, x: torch.nan_to_num(x, 0.5),
+    "one_hot.default": lambda m, x: x + F.one_hot((x > 0).to(torch.int64), 4).float().mean(4),
+    "tile.default": lambda m, x: x.tile((2, 1)),
+    "sort.default": lambda m, x: x.sort(1)[0],
+    "sort.stable": lambda m, x: torch.sort(x, dim=1, stable=True)[0],
+    "adaptive_avg_pool2d.default": lambda m, x: m.pool(x),
+}
+"""Functions of [N, 3, 4, 4] by what torch runs for them."""
+
+
+@pytest.mark.parametrize(("name", "function"), TO_TORCH.items(), ids=TO_TORCH.keys())
+def test_other_functions_are_left_to_torch_on_every_backend(name: str, function: Forward) -> None:
+    def build() -> nn.Module:
+        modules = {"a": conv(3, 3), "b": nn.Linear(4, 4), "pool": nn.AdaptiveAvgPool2d((3, None))}
+        return Net(modules, lambda m, x: m.b(function(m, m.a(x))))
+
+    model, inputs = example = seeded(build, (2, 3, 4, 4))
+    graph, program, _ = compiled(example)
+    assert name in [o.call.name for o in operations(program, Aten)]
+    follow(graph, program, inputs, resolve(8, quantized_layers(graph)))
+    by_backend = [mbqc.compile(model, inputs, "quant", backend=backend)(*inputs) for backend in ("cpu", "reference")]
+    torch.testing.assert_close(*by_backend, rtol=0, atol=1e-5)
 
 
 class Cumulated(nn.Module):

@@ -420,6 +420,22 @@ def test_gauss_newton_counts_what_reaches_the_output() -> None:
     assert grids["gauss_newton"] < grids["mse"] / 4
 
 
+def test_gauss_newton_without_a_gradient_is_least_squared_error_and_says_so() -> None:
+    def calibrated(method: str) -> tuple[list[float], list[str]]:
+        model, inputs = example(pair, lambda m, x: m.b(m.a(x).relu()).argmax(1))
+        context = Context(inputs, [5 * normal(64, *SHAPE[1:]) ** 3])
+        graph = quantize(model, context, f"normalize,quant{{calibration={method}}}")
+        found = [module_of(n) for n in graph.graph.nodes]
+        scales = [s for q in found if isinstance(q, ActivationQuantizer) for s in q.scale.tolist()]
+        return scales, [str(note) for note in context.report.notes if note.kind == "warning"]
+
+    scales, warnings = calibrated("gauss_newton")
+    assert scales == calibrated("mse")[0]
+    assert scales != calibrated("minmax")[0]
+    why = "no output has a gradient for it: its range is that of calibration=mse, not gauss_newton"
+    assert warnings == [f"quant: x: {why}", f"quant: relu: {why}"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_runs_once_a_batch_however_many_widths_there_are(
     method: str, monkeypatch: pytest.MonkeyPatch
