@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ def trace_symbolically(model: nn.Module) -> fx.GraphModule:
     for node in graph.nodes:
         node.meta = {"source": line_in_stack(node.stack_trace), "scope": _scope(node)}
     spell_as_aten(graph)
-    return fx.GraphModule(tracer.root, graph)
+    gm = fx.GraphModule(tracer.root, graph)
+    _bind_by_position(gm)
+    return gm
 
 
 class _Tracer(fx.Tracer):
@@ -48,6 +51,14 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         # `x.shape` used whole is a torch.Size on real tensors only; lists keep one spelling
         return super().create_arg(tuple(a) if isinstance(a, torch.Size) else a)
+
+
+def _bind_by_position(gm: fx.GraphModule) -> None:
+    """Give modules called by keyword (`self.relu(input=x)`) their arguments by position, where passes look for them."""
+    for node in gm.graph.find_nodes(op="call_module"):
+        bound = inspect.signature(gm.get_submodule(str(node.target)).forward).bind(*node.args, **node.kwargs)
+        node.args, node.kwargs = bound.args, bound.kwargs
+    gm.recompile()
 
 
 def is_plain(module: nn.Module) -> bool:

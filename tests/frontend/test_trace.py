@@ -124,6 +124,26 @@ def test_sharing_survives(traced_by):
     assert len(list(gm.parameters())) == 4
 
 
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up, self.drop = nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 3, 2), nn.Dropout()
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(input=self.up(output_size=(5, 5), input=self.conv(input=x)))
+        return self.fc(input=self.drop(input=x))
+
+
+def test_modules_may_be_called_by_keyword():
+    model, inputs = ByKeyword(), (torch.randn(2, 3, 4, 4),)
+    gm = canonical(model, inputs)
+    assert gm.meta["traced_by"] == "torch.fx"
+    assert layers(gm) == ["conv", "up", "relu", "fc"]
+    assert all(not node.kwargs for node in gm.graph.find_nodes(op="call_module"))
+    same_outputs(gm, model, inputs)
+
+
 class ChangedUnderTwoNames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
