@@ -50,7 +50,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModul
         return gm
 
     try:
-        return finished(trace_symbolically(model), "torch.fx")
+        return finished(trace_symbolically(model, example_inputs), "torch.fx")
     except Exception:  # of any type: the model's own code has run on proxies
         return finished(trace_by_export(model, example_inputs), "torch.export")
 

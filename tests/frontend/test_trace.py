@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -199,9 +200,21 @@ class Optional(nn.Module):
         return y if flag else -y
 
 
-def test_arguments_left_out_keep_their_defaults():
-    gm = canonical(Optional(), (torch.randn(2, 6),))
-    assert [n.op for n in gm.graph.nodes] == ["placeholder", "call_module", "output"]
+class Unused(Optional):
+    def forward(self, x: Tensor, mask: Tensor | None = None, *rest: Any, scale: float = 2.0, **more: Any) -> Tensor:
+        return self.fc(x * scale)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"), [(Optional, ["fc"]), (Unused, ["aten.mul.Tensor", "fc"])], ids=["decides", "unused"]
+)
+def test_arguments_left_out_keep_their_defaults(build, expected):
+    model, inputs = build(), (torch.randn(2, 6),)
+    gm = canonical(model, inputs)
+    assert gm.meta["traced_by"] == "torch.fx"
+    assert [n.target for n in gm.graph.find_nodes(op="placeholder")] == ["x"]
+    assert layers(gm) == expected
+    same_outputs(gm, model, inputs)
 
 
 def test_an_input_without_use_stays():
