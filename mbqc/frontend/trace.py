@@ -49,10 +49,11 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModul
         clear_flags(gm)
         return gm
 
+    # a copy for each, since the model may put what it computes, proxies, in the place of its own tensors
     try:
-        return finished(trace_symbolically(model, example_inputs), "torch.fx")
+        return finished(trace_symbolically(frozen_copy(model), example_inputs), "torch.fx")
     except Exception:  # of any type: the model's own code has run on proxies
-        return finished(trace_by_export(model, example_inputs), "torch.export")
+        return finished(trace_by_export(frozen_copy(model), example_inputs), "torch.export")
 
 
 def _plain_output(gm: fx.GraphModule, *, is_tuple: bool) -> None:

@@ -74,6 +74,18 @@ class CountsCalls(nn.Module):
         return x * self.calls
 
 
+class CountsByAssignment(CountsCalls):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1.0  # here
+        return F.relu(x)
+
+
+class KeepsAnAverage(CountsCalls):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = 0.9 * self.calls + 0.1 * x.mean()  # here
+        return x - self.calls
+
+
 class AlwaysDrops(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.5)
@@ -90,6 +102,8 @@ CASES = [
     (ReturnsDict, TraceError, "the model returns dict", "forward returns tensors"),
     (WritesView, TraceError, "differ in output 0", "in-place changes of slices"),
     (CountsCalls, TraceError, "changes its own tensor 'calls'", "compute outputs only"),
+    (CountsByAssignment, TraceError, "changes its own tensor 'calls'", "compute outputs only"),
+    (KeepsAnAverage, TraceError, "changes its own tensor 'calls'", "compute outputs only"),
     (AlwaysDrops, TraceError, "differ in output 0", "random operations"),
 ]
 
