@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from mbqc.errors import ModelError, TraceError
 from mbqc.frontend.source import line_of_error
 
-BATCHES = (1, 2)
-"""Batch sizes at which graph and model are compared: one of them is not that of the example inputs."""
+BATCHES = (1, 2, 8)
+"""Batch sizes at which graph and model are compared: one of them at least is not that of the example inputs."""
 
 TOLERANCE = 1e-3
 """Largest difference allowed, relative to the largest output: sums of floats may change their order."""
@@ -78,27 +78,36 @@ def _freeze_parametrizations(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(tensor))
 
 
-def run_reference(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[Sample]:
-    """What `model` returns for inputs near the examples, at each of BATCHES.
+def run_reference(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], calibration: tuple[Tensor, ...] | None = None
+) -> list[Sample]:
+    """What `model` returns for inputs near the examples, at each of BATCHES, and for a batch of calibration data.
 
     Raises:
-        ModelError: the model fails on its example inputs.
+        ModelError: the model fails on its example inputs or on the calibration data.
         TraceError: it fails at another batch size, or returns something else than tensors.
     """
+    _check_outputs(_run(model, example_inputs, "its example inputs"))
     try:
-        outputs = _call(model, example_inputs)
-    except Exception as exc:
-        message = f"the model fails on its example inputs: {type(exc).__name__}: {exc}"
-        raise ModelError(message, where=line_of_error(exc)) from exc
-    _check_outputs(outputs)
-    try:
-        return [_sample(model, tuple(_nearby(x, batch) for x in example_inputs)) for batch in BATCHES]
+        samples = [_sample(model, tuple(_nearby(x, batch) for x in example_inputs)) for batch in BATCHES]
     except Exception as exc:
         raise TraceError(
             f"the model works for one batch size only: {type(exc).__name__}: {exc}",
             where=line_of_error(exc),
             hint="write shapes with x.shape[0] or -1 instead of a fixed batch size",
         ) from exc
+    if calibration is not None:
+        samples.append(_as_sample(calibration, _run(model, calibration, "the calibration data")))
+    return samples
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...], what: str) -> Any:
+    """What `model` returns for inputs of the user."""
+    try:
+        return _call(model, inputs)
+    except Exception as exc:
+        message = f"the model fails on {what}: {type(exc).__name__}: {exc}"
+        raise ModelError(message, where=line_of_error(exc)) from exc
 
 
 def check_same(gm: fx.GraphModule, samples: list[Sample]) -> None:
@@ -115,7 +124,10 @@ def check_same(gm: fx.GraphModule, samples: list[Sample]) -> None:
 
 
 def _sample(model: nn.Module, inputs: tuple[Tensor, ...]) -> Sample:
-    outputs = _call(model, inputs)
+    return _as_sample(inputs, _call(model, inputs))
+
+
+def _as_sample(inputs: tuple[Tensor, ...], outputs: Any) -> Sample:
     single = isinstance(outputs, Tensor)
     return Sample(inputs, (outputs,) if single else tuple(outputs), not single)
 

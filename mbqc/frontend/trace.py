@@ -17,7 +17,9 @@ from mbqc.ir.types import TensorType
 from mbqc.ir.vocabulary import is_aten
 
 
-def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+def trace(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], calibration: tuple[Tensor, ...] | None = None
+) -> fx.GraphModule:
     """Bring a copy of `model`, in eval mode, into a graph; the model itself stays as it is.
 
     Tried first is symbolic tracing by torch.fx, then torch.export; `gm.meta["traced_by"]` says which one it was. The
@@ -29,14 +31,15 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModul
     Args:
         model: takes `example_inputs` as positional arguments, returns a tensor or a flat tuple or list of them.
         example_inputs: tensors whose dimension 0 is the batch, of one size, any.
+        calibration: a batch of data on which graph and model are compared as well.
 
     Raises:
-        ModelError: the model fails on its example inputs, or these are no batch.
+        ModelError: the model fails on its example inputs or the calibration data, or the examples are no batch.
         TraceError: no graph that works for every batch size can be made of the model.
     """
     check_inputs(example_inputs)
     model = frozen_copy(model)
-    samples = run_reference(model, example_inputs)
+    samples = run_reference(model, example_inputs, calibration)
 
     def finished(gm: fx.GraphModule, traced_by: str) -> fx.GraphModule:
         gm.meta["traced_by"] = traced_by

@@ -47,6 +47,16 @@ class BatchBranch(nn.Module):
         return x if x.shape[0] > 1 else -x
 
 
+class LargeBatchBranch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] <= 4 else x - x.mean(0)
+
+
+class HugeBatchBranch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] <= 1000 else -x
+
+
 class OneMoreSample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x[:1]])  # here
@@ -98,6 +108,8 @@ CASES = [
     (FixedBatchInside, TraceError, "one batch size only", "x.shape[0]"),
     (FixedBatchOutside, TraceError, "one batch size only", "x.shape[0]"),
     (BatchBranch, TraceError, "differ in output 0", "decisions on the batch size"),
+    (LargeBatchBranch, TraceError, "this way for 4 samples at most", "move the decision out"),
+    (HugeBatchBranch, TraceError, "this way for 1000 samples at most", "move the decision out"),
     (OneMoreSample, TraceError, "must be fixed or a multiple of the batch", "alike"),
     (ReturnsDict, TraceError, "the model returns dict", "forward returns tensors"),
     (WritesView, TraceError, "differ in output 0", "in-place changes of slices"),
@@ -120,6 +132,21 @@ def test_refused(build, kind, message, hint):
     marked = [start + i for i, line in enumerate(lines) if "# here" in line]
     if marked:
         assert f"{__file__}:{marked[0]}" in (error.where or "")
+
+
+def test_a_decision_on_the_batch_size_of_the_calibration_data():
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return -x if x.shape[0] == 64 else x
+
+    with pytest.raises(TraceError, match="differ in output 0 for a batch of 64") as caught:
+        trace(Decides(), (torch.ones(2, 6),), (torch.ones(64, 6),))
+    assert "decisions on the batch size" in (caught.value.hint or "")
+
+
+def test_calibration_data_on_which_the_model_fails():
+    with pytest.raises(ModelError, match="fails on the calibration data: IndexError"):
+        trace(nn.Embedding(3, 2), (torch.tensor([[0, 2]]),), (torch.tensor([[1, 3]]),))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
