@@ -13,6 +13,7 @@ from mbqc.frontend.reference import check_inputs, check_same, frozen_copy, run_r
 from mbqc.frontend.symbolic import trace_symbolically
 from mbqc.ir.graph import is_int
 from mbqc.ir.shapes import infer_types, place
+from mbqc.ir.text import WIDTHS
 from mbqc.ir.types import TensorType
 from mbqc.ir.vocabulary import is_aten
 
@@ -45,6 +46,7 @@ def trace(
         gm.meta["traced_by"] = traced_by
         make_functional(gm)
         _plain_output(gm, is_tuple=samples[0].result_is_tuple)
+        _check_input_names(gm)
         _check_operations(gm)
         infer_types(gm, example_inputs)
         _check_batch(gm)
@@ -66,6 +68,14 @@ def _plain_output(gm: fx.GraphModule, *, is_tuple: bool) -> None:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     output.args = (values if is_tuple else values[0],)
     gm.recompile()
+
+
+def _check_input_names(gm: fx.GraphModule) -> None:
+    if any(node.target == WIDTHS for node in gm.graph.find_nodes(op="placeholder")):
+        raise TraceError(
+            f"an input of the model is called '{WIDTHS}', as the input that quantized graphs have for widths",
+            hint="rename this argument of forward",
+        )
 
 
 def _check_operations(gm: fx.GraphModule) -> None:

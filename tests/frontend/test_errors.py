@@ -149,6 +149,17 @@ def test_calibration_data_on_which_the_model_fails():
         trace(nn.Embedding(3, 2), (torch.tensor([[0, 2]]),), (torch.tensor([[1, 3]]),))
 
 
+@pytest.mark.parametrize("exported", [False, True])
+def test_an_input_with_the_name_of_the_widths(exported):
+    class Scales(nn.Module):
+        def forward(self, x: Tensor, widths: Tensor) -> Tensor:
+            return F.softsign(x) * widths if exported else x * widths
+
+    with pytest.raises(TraceError, match="input of the model is called 'widths'") as caught:
+        trace(Scales(), (torch.ones(2, 6), torch.ones(2, 6)))
+    assert "rename this argument" in (caught.value.hint or "")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_scripted_model():
     model = torch.jit.trace(nn.Linear(6, 2), torch.ones(2, 6))
