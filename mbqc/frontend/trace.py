@@ -39,6 +39,7 @@ def trace(
         TraceError: no graph that works for every batch size can be made of the model.
     """
     check_inputs(example_inputs)
+    _check_names(model)
     model = frozen_copy(model)
     samples = run_reference(model, example_inputs, calibration)
 
@@ -59,6 +60,17 @@ def trace(
         return finished(trace_symbolically(frozen_copy(model), example_inputs), "torch.fx")
     except Exception:  # of any type: the model's own code has run on proxies
         return finished(trace_by_export(frozen_copy(model), example_inputs), "torch.export")
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise TraceError where a module or tensor of `model` hides what a GraphModule has under its name."""
+    taken = set(dir(fx.GraphModule({}, fx.Graph()))) - set(dir(nn.Module()))
+    for name, _ in (*model.named_children(), *model.named_parameters(), *model.named_buffers()):
+        if name in taken:
+            raise TraceError(
+                f"the model has a module or tensor called '{name}', a name that torch.fx uses for its graphs",
+                hint=f"rename {type(model).__name__}.{name}",
+            )
 
 
 def _plain_output(gm: fx.GraphModule, *, is_tuple: bool) -> None:

@@ -160,6 +160,24 @@ def test_an_input_with_the_name_of_the_widths(exported):
     assert "rename this argument" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
+@pytest.mark.parametrize("part", [nn.Linear(6, 6), nn.Parameter(torch.ones(6))], ids=["module", "parameter"])
+def test_a_name_that_graphs_use_themselves(name, part):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, part)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = getattr(self, name)
+            return x * found if isinstance(found, nn.Parameter) else found(x)
+
+    with pytest.raises(TraceError, match=f"called '{name}', a name that torch.fx uses") as caught:
+        trace(Named(), (torch.ones(2, 6),))
+    assert f"rename Named.{name}" in (caught.value.hint or "")
+    trace(nn.Sequential(Named()), (torch.ones(2, 6),))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_scripted_model():
     model = torch.jit.trace(nn.Linear(6, 2), torch.ones(2, 6))
