@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from mbqc.errors import ModelError, TraceError
@@ -45,8 +46,14 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode, with parametrizations (weight norm and the like) computed once for all.
 
     Raises:
-        ModelError: the model cannot be copied.
+        ModelError: the model cannot be copied, or has lazy modules without tensors yet.
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"'{name}' is not initialized, it is of a lazy module that has not run",
+                hint="run the model once on its example inputs first",
+            )
     try:
         copied = copy.deepcopy(model).eval()
     except Exception as exc:

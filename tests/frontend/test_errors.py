@@ -194,6 +194,15 @@ def test_a_weight_computed_from_others():
 
 
 @pytest.mark.parametrize(
+    ("lazy", "name"), [(nn.LazyLinear(2), "0.weight"), (nn.LazyBatchNorm1d(affine=False), "0.running_mean")]
+)
+def test_a_lazy_module_that_has_not_run(lazy, name):
+    with pytest.raises(ModelError, match=f"'{name}' is not initialized") as caught:
+        trace(nn.Sequential(lazy), (torch.ones(2, 6),))
+    assert "run the model once" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
     ("inputs", "message"),
     [
         ((), "non-empty tuple"),
