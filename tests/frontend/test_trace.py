@@ -257,6 +257,18 @@ def test_what_is_computed_from_fixed_sizes_is_a_number():
     same_outputs(gm, model, inputs)
 
 
+@pytest.mark.parametrize("spelled", [lambda x: x.clamp(0.7, -0.5), lambda x: F.hardtanh(x, 0.5, 0.5)])
+def test_a_clamp_to_one_value_stays_a_call(spelled):
+    class Clamps(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return spelled(super().forward(x))
+
+    model, inputs = Clamps(5, 4), (torch.randn(2, 5),)
+    gm = canonical(model, inputs)
+    assert layers(gm)[1] in ("aten.clamp.default", "aten.hardtanh.default")
+    same_outputs(gm, model, inputs)
+
+
 def test_random_state_is_left_alone():
     model, inputs = MODELS["vit_torch"]()
     torch.manual_seed(3)
