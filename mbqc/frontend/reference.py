@@ -96,7 +96,7 @@ def run_reference(
     """
     _check_outputs(_run(model, example_inputs, "its example inputs"))
     try:
-        samples = [_sample(model, tuple(_nearby(x, batch) for x in example_inputs)) for batch in BATCHES]
+        samples = [_sample_nearby(model, example_inputs, batch) for batch in BATCHES]
     except Exception as exc:
         raise TraceError(
             f"the model works for one batch size only: {type(exc).__name__}: {exc}",
@@ -130,6 +130,15 @@ def check_same(gm: fx.GraphModule, samples: list[Sample]) -> None:
             )
 
 
+def _sample_nearby(model: nn.Module, example_inputs: tuple[Tensor, ...], batch: int) -> Sample:
+    """What `model` returns for `batch` samples: the examples, moved unless that fails (floats may be indices)."""
+    rows = tuple(x[torch.arange(batch, device=x.device) % len(x)] for x in example_inputs)
+    try:
+        return _sample(model, tuple(map(_moved, rows)))
+    except Exception:  # of any type: the model's own code has run
+        return _sample(model, rows)
+
+
 def _sample(model: nn.Module, inputs: tuple[Tensor, ...]) -> Sample:
     return _as_sample(inputs, _call(model, inputs))
 
@@ -156,13 +165,12 @@ def _check_outputs(outputs: Any) -> None:
         )
 
 
-def _nearby(x: Tensor, batch: int) -> Tensor:
-    """`x` with `batch` samples, floats moved a little: examples are often all zeros, which hide differences."""
-    resized = x[torch.arange(batch, device=x.device) % len(x)]
+def _moved(x: Tensor) -> Tensor:
+    """`x`, floats moved a little: examples are often all zeros, which hide differences."""
     if not x.is_floating_point():
-        return resized
-    noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    return resized + noise.to(x.device) * (0.1 * float(x.abs().max()) or 1.0)
+        return x
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    return x + noise.to(x.device) * (0.1 * float(x.abs().max()) or 1.0)
 
 
 def _close(got: Tensor, expected: Tensor) -> bool:

@@ -269,6 +269,19 @@ def test_a_clamp_to_one_value_stays_a_call(spelled):
     same_outputs(gm, model, inputs)
 
 
+def test_floats_may_be_indices():
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.fc = nn.Embedding(30, 4), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.cat([self.embedding(x[:, 0].long()), x[:, 1:]], 1))
+
+    model, inputs = Table(), (torch.tensor([[1.0, 0.5, -0.5], [29.0, 1.5, 0.0], [0.0, 2.0, 1.0]]),)
+    same_outputs(canonical(model, inputs), model, inputs)
+
+
 def test_random_state_is_left_alone():
     model, inputs = MODELS["vit_torch"]()
     torch.manual_seed(3)
