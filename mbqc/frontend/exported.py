@@ -17,6 +17,9 @@ from mbqc.errors import TraceError
 from mbqc.frontend.source import line_in_stack, line_of_error
 from mbqc.ir.graph import get_tensor
 
+_UNREACHABLE = 2**31
+"""A batch that no memory holds: torch's own checks for overflow bound it beyond."""
+
 
 def trace_by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     """The graph of `model` in aten calls, sharing its parameters; `meta` as `frontend.trace` says.
@@ -61,7 +64,7 @@ def _quiet() -> Iterator[None]:
 def _check_batch_is_free(program: torch.export.ExportedProgram) -> None:
     """Raise TraceError where the program holds up to some batch size only, because the model decides on it."""
     for values in program.range_constraints.values():
-        if values.upper.is_Integer:
+        if values.upper < _UNREACHABLE:
             raise TraceError(
                 f"the model decides on the batch size, this way for {values.upper} samples at most",
                 hint="treat every batch alike, or move the decision out of the model",

@@ -57,6 +57,11 @@ class HugeBatchBranch(nn.Module):
         return x if x.shape[0] <= 1000 else -x
 
 
+class SomeSamples(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x.sum(1) > 0]  # here
+
+
 class OneMoreSample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x[:1]])  # here
@@ -110,6 +115,7 @@ CASES = [
     (BatchBranch, TraceError, "differ in output 0", "decisions on the batch size"),
     (LargeBatchBranch, TraceError, "this way for 4 samples at most", "move the decision out"),
     (HugeBatchBranch, TraceError, "this way for 1000 samples at most", "move the decision out"),
+    (SomeSamples, TraceError, "unknown operation", "operations of torch"),
     (OneMoreSample, TraceError, "must be fixed or a multiple of the batch", "alike"),
     (ReturnsDict, TraceError, "the model returns dict", "forward returns tensors"),
     (WritesView, TraceError, "differ in output 0", "in-place changes of slices"),
