@@ -148,7 +148,7 @@ def compile_model(model: nn.Module, pipeline: Pipeline, context: Context, dump: 
         raise UsageError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
     if torch.is_inference_mode_enabled():
         raise UsageError("passes need gradients", where="torch.inference_mode", hint="compile outside of it")
-    graph = trace(model, context.example_inputs)
+    graph = trace(model, context.example_inputs, context.calibration_batches()[0])
     if any(item.trains for item in pipeline.passes):
         _note_dropout(model, graph, context.report)
     *before, lower = pipeline.passes

@@ -17,12 +17,15 @@ from mbqc.errors import TraceError
 from mbqc.frontend.source import line_in_stack, line_of_error
 from mbqc.ir.graph import get_tensor
 
+_UNREACHABLE = 2**31
+"""A batch that no memory holds: torch's own checks for overflow bound it beyond."""
+
 
 def trace_by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     """The graph of `model` in aten calls, sharing its parameters; `meta` as `frontend.trace` says.
 
     Raises:
-        TraceError: control flow depends on data, the batch size is fixed, or export fails otherwise.
+        TraceError: control flow depends on data or the batch size, that is fixed, or export fails otherwise.
     """
     # a batch of one would become a constant
     inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example_inputs)
@@ -37,6 +40,7 @@ def trace_by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> fx.
     except Exception as exc:
         raise _explain(exc) from exc
     assert isinstance(exported, fx.GraphModule)
+    _check_batch_is_free(program)
     return _plain(model, exported)
 
 
@@ -55,6 +59,16 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.disabled = disabled
+
+
+def _check_batch_is_free(program: torch.export.ExportedProgram) -> None:
+    """Raise TraceError where the program holds up to some batch size only, because the model decides on it."""
+    for values in program.range_constraints.values():
+        if values.upper < _UNREACHABLE:
+            raise TraceError(
+                f"the model decides on the batch size, this way for {values.upper} samples at most",
+                hint="treat every batch alike, or move the decision out of the model",
+            )
 
 
 def _explain(error: Exception) -> TraceError:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from mbqc.errors import ModelError, TraceError
 from mbqc.frontend.source import line_of_error
 
-BATCHES = (1, 2)
-"""Batch sizes at which graph and model are compared: one of them is not that of the example inputs."""
+BATCHES = (1, 2, 8)
+"""Batch sizes at which graph and model are compared: one of them at least is not that of the example inputs."""
 
 TOLERANCE = 1e-3
 """Largest difference allowed, relative to the largest output: sums of floats may change their order."""
@@ -47,8 +48,14 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode, with parametrizations (weight norm and the like) computed once for all.
 
     Raises:
-        ModelError: the model cannot be copied.
+        ModelError: the model cannot be copied, or has lazy modules without tensors yet.
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"'{name}' is not initialized, it is of a lazy module that has not run",
+                hint="run the model once on its example inputs first",
+            )
     try:
         copied = copy.deepcopy(model).eval()
     except Exception as exc:
@@ -80,27 +87,36 @@ def _freeze_parametrizations(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(tensor))
 
 
-def run_reference(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[Sample]:
-    """What `model` returns for inputs near the examples, at each of BATCHES.
+def run_reference(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], calibration: tuple[Tensor, ...] | None = None
+) -> list[Sample]:
+    """What `model` returns for inputs near the examples, at each of BATCHES, and for a batch of calibration data.
 
     Raises:
-        ModelError: the model fails on its example inputs.
+        ModelError: the model fails on its example inputs or on the calibration data.
         TraceError: it fails at another batch size, or returns something else than tensors.
     """
+    _check_outputs(_run(model, example_inputs, "its example inputs"))
     try:
-        outputs = _call(model, example_inputs)
-    except (Exception, SystemExit) as exc:
-        message = f"the model fails on its example inputs: {type(exc).__name__}: {exc}"
-        raise ModelError(message, where=line_of_error(exc)) from exc
-    _check_outputs(outputs)
-    try:
-        return [_sample(model, tuple(_nearby(x, batch) for x in example_inputs)) for batch in BATCHES]
+        samples = [_sample_nearby(model, example_inputs, batch) for batch in BATCHES]
     except Exception as exc:
         raise TraceError(
             f"the model works for one batch size only: {type(exc).__name__}: {exc}",
             where=line_of_error(exc),
             hint="write shapes with x.shape[0] or -1 instead of a fixed batch size",
         ) from exc
+    if calibration is not None:
+        samples.append(_as_sample(calibration, _run(model, calibration, "the calibration data")))
+    return samples
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...], what: str) -> Any:
+    """What `model` returns for inputs of the user."""
+    try:
+        return _call(model, inputs)
+    except (Exception, SystemExit) as exc:
+        message = f"the model fails on {what}: {type(exc).__name__}: {exc}"
+        raise ModelError(message, where=line_of_error(exc)) from exc
 
 
 def check_same(gm: fx.GraphModule, samples: list[Sample]) -> None:
@@ -116,8 +132,20 @@ def check_same(gm: fx.GraphModule, samples: list[Sample]) -> None:
             )
 
 
+def _sample_nearby(model: nn.Module, example_inputs: tuple[Tensor, ...], batch: int) -> Sample:
+    """What `model` returns for `batch` samples: the examples, moved unless that fails (floats may be indices)."""
+    rows = tuple(x[torch.arange(batch, device=x.device) % len(x)] for x in example_inputs)
+    try:
+        return _sample(model, tuple(map(_moved, rows)))
+    except Exception:  # of any type: the model's own code has run
+        return _sample(model, rows)
+
+
 def _sample(model: nn.Module, inputs: tuple[Tensor, ...]) -> Sample:
-    outputs = _call(model, inputs)
+    return _as_sample(inputs, _call(model, inputs))
+
+
+def _as_sample(inputs: tuple[Tensor, ...], outputs: Any) -> Sample:
     single = isinstance(outputs, Tensor)
     flat = (outputs,) if single else outputs
     return Sample(inputs, tuple(output.detach() for output in flat), not single)
@@ -140,13 +168,12 @@ def _check_outputs(outputs: Any) -> None:
         )
 
 
-def _nearby(x: Tensor, batch: int) -> Tensor:
-    """`x` with `batch` samples, floats moved a little: examples are often all zeros, which hide differences."""
-    resized = x[torch.arange(batch, device=x.device) % len(x)]
+def _moved(x: Tensor) -> Tensor:
+    """`x`, floats moved a little: examples are often all zeros, which hide differences."""
     if not x.is_floating_point():
-        return resized
-    noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    return resized + noise.to(x.device) * (0.1 * float(x.abs().max()) or 1.0)
+        return x
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    return x + noise.to(x.device) * (0.1 * float(x.abs().max()) or 1.0)
 
 
 def _close(got: Tensor, expected: Tensor) -> bool:

@@ -116,6 +116,8 @@ def _pad(a: Arguments, dims: Dims) -> nn.Module | None:
 
 def _hardtanh(a: Arguments, dims: Dims) -> nn.Module | None:
     low, high = a["min_val"], a["max_val"]
+    if low >= high:  # legal for aten.clamp, which then returns `high` everywhere
+        return None
     return nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(float(low), float(high))
 
 

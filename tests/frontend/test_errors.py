@@ -47,6 +47,21 @@ class BatchBranch(nn.Module):
         return x if x.shape[0] > 1 else -x
 
 
+class LargeBatchBranch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] <= 4 else x - x.mean(0)
+
+
+class HugeBatchBranch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] <= 1000 else -x
+
+
+class SomeSamples(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x.sum(1) > 0]  # here
+
+
 class OneMoreSample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x[:1]])  # here
@@ -74,6 +89,18 @@ class CountsCalls(nn.Module):
         return x * self.calls
 
 
+class CountsByAssignment(CountsCalls):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1.0  # here
+        return F.relu(x)
+
+
+class KeepsAnAverage(CountsCalls):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = 0.9 * self.calls + 0.1 * x.mean()  # here
+        return x - self.calls
+
+
 class AlwaysDrops(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.5)
@@ -86,10 +113,15 @@ CASES = [
     (FixedBatchInside, TraceError, "one batch size only", "x.shape[0]"),
     (FixedBatchOutside, TraceError, "one batch size only", "x.shape[0]"),
     (BatchBranch, TraceError, "differ in output 0", "decisions on the batch size"),
+    (LargeBatchBranch, TraceError, "this way for 4 samples at most", "move the decision out"),
+    (HugeBatchBranch, TraceError, "this way for 1000 samples at most", "move the decision out"),
+    (SomeSamples, TraceError, "unknown operation", "operations of torch"),
     (OneMoreSample, TraceError, "must be fixed or a multiple of the batch", "alike"),
     (ReturnsDict, TraceError, "the model returns dict", "forward returns tensors"),
     (WritesView, TraceError, "differ in output 0", "in-place changes of slices"),
     (CountsCalls, TraceError, "changes its own tensor 'calls'", "compute outputs only"),
+    (CountsByAssignment, TraceError, "changes its own tensor 'calls'", "compute outputs only"),
+    (KeepsAnAverage, TraceError, "changes its own tensor 'calls'", "compute outputs only"),
     (AlwaysDrops, TraceError, "differ in output 0", "random operations"),
 ]
 
@@ -108,6 +140,50 @@ def test_refused(build, kind, message, hint):
         assert f"{__file__}:{marked[0]}" in (error.where or "")
 
 
+def test_a_decision_on_the_batch_size_of_the_calibration_data():
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return -x if x.shape[0] == 64 else x
+
+    with pytest.raises(TraceError, match="differ in output 0 for a batch of 64") as caught:
+        trace(Decides(), (torch.ones(2, 6),), (torch.ones(64, 6),))
+    assert "decisions on the batch size" in (caught.value.hint or "")
+
+
+def test_calibration_data_on_which_the_model_fails():
+    with pytest.raises(ModelError, match="fails on the calibration data: IndexError"):
+        trace(nn.Embedding(3, 2), (torch.tensor([[0, 2]]),), (torch.tensor([[1, 3]]),))
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_an_input_with_the_name_of_the_widths(exported):
+    class Scales(nn.Module):
+        def forward(self, x: Tensor, widths: Tensor) -> Tensor:
+            return F.softsign(x) * widths if exported else x * widths
+
+    with pytest.raises(TraceError, match="input of the model is called 'widths'") as caught:
+        trace(Scales(), (torch.ones(2, 6), torch.ones(2, 6)))
+    assert "rename this argument" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
+@pytest.mark.parametrize("part", [nn.Linear(6, 6), nn.Parameter(torch.ones(6))], ids=["module", "parameter"])
+def test_a_name_that_graphs_use_themselves(name, part):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, part)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = getattr(self, name)
+            return x * found if isinstance(found, nn.Parameter) else found(x)
+
+    with pytest.raises(TraceError, match=f"called '{name}', a name that torch.fx uses") as caught:
+        trace(Named(), (torch.ones(2, 6),))
+    assert f"rename Named.{name}" in (caught.value.hint or "")
+    trace(nn.Sequential(Named()), (torch.ones(2, 6),))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_scripted_model():
     model = torch.jit.trace(nn.Linear(6, 2), torch.ones(2, 6))
@@ -121,6 +197,15 @@ def test_a_weight_computed_from_others():
     with pytest.raises(ModelError, match="computed from others") as caught:
         trace(model, (torch.ones(2, 6),))
     assert "prune.remove" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("lazy", "name"), [(nn.LazyLinear(2), "0.weight"), (nn.LazyBatchNorm1d(affine=False), "0.running_mean")]
+)
+def test_a_lazy_module_that_has_not_run(lazy, name):
+    with pytest.raises(ModelError, match=f"'{name}' is not initialized") as caught:
+        trace(nn.Sequential(lazy), (torch.ones(2, 6),))
+    assert "run the model once" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

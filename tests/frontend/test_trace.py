@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +125,26 @@ def test_sharing_survives(traced_by):
     assert len(list(gm.parameters())) == 4
 
 
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up, self.drop = nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 3, 2), nn.Dropout()
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(input=self.up(output_size=(5, 5), input=self.conv(input=x)))
+        return self.fc(input=self.drop(input=x))
+
+
+def test_modules_may_be_called_by_keyword():
+    model, inputs = ByKeyword(), (torch.randn(2, 3, 4, 4),)
+    gm = canonical(model, inputs)
+    assert gm.meta["traced_by"] == "torch.fx"
+    assert layers(gm) == ["conv", "up", "relu", "fc"]
+    assert all(not node.kwargs for node in gm.graph.find_nodes(op="call_module"))
+    same_outputs(gm, model, inputs)
+
+
 class ChangedUnderTwoNames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -179,9 +200,21 @@ class Optional(nn.Module):
         return y if flag else -y
 
 
-def test_arguments_left_out_keep_their_defaults():
-    gm = canonical(Optional(), (torch.randn(2, 6),))
-    assert [n.op for n in gm.graph.nodes] == ["placeholder", "call_module", "output"]
+class Unused(Optional):
+    def forward(self, x: Tensor, mask: Tensor | None = None, *rest: Any, scale: float = 2.0, **more: Any) -> Tensor:
+        return self.fc(x * scale)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"), [(Optional, ["fc"]), (Unused, ["aten.mul.Tensor", "fc"])], ids=["decides", "unused"]
+)
+def test_arguments_left_out_keep_their_defaults(build, expected):
+    model, inputs = build(), (torch.randn(2, 6),)
+    gm = canonical(model, inputs)
+    assert gm.meta["traced_by"] == "torch.fx"
+    assert [n.target for n in gm.graph.find_nodes(op="placeholder")] == ["x"]
+    assert layers(gm) == expected
+    same_outputs(gm, model, inputs)
 
 
 def test_an_input_without_use_stays():
@@ -235,6 +268,31 @@ def test_outputs_of_every_type_are_compared(decide):
             return decide(self.fc(x))
 
     model, inputs = Decides(), (torch.randn(2, 5),)
+    same_outputs(canonical(model, inputs), model, inputs)
+
+
+@pytest.mark.parametrize("spelled", [lambda x: x.clamp(0.7, -0.5), lambda x: F.hardtanh(x, 0.5, 0.5)])
+def test_a_clamp_to_one_value_stays_a_call(spelled):
+    class Clamps(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return spelled(super().forward(x))
+
+    model, inputs = Clamps(5, 4), (torch.randn(2, 5),)
+    gm = canonical(model, inputs)
+    assert layers(gm)[1] in ("aten.clamp.default", "aten.hardtanh.default")
+    same_outputs(gm, model, inputs)
+
+
+def test_floats_may_be_indices():
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.fc = nn.Embedding(30, 4), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.cat([self.embedding(x[:, 0].long()), x[:, 1:]], 1))
+
+    model, inputs = Table(), (torch.tensor([[1.0, 0.5, -0.5], [29.0, 1.5, 0.0], [0.0, 2.0, 1.0]]),)
     same_outputs(canonical(model, inputs), model, inputs)
 
 
