@@ -453,7 +453,9 @@ X = torch.zeros(2, 3)
         (X, r"calibration is of type Tensor, expected batches\n  try: write calibration=\[...\]"),
         ([(X, X, X)], "a batch has 3 parts, the model takes 1"),
         ([((X, X), X)], "a batch has 3 parts, the model takes 1"),
-        ([(X, "label")], "a batch has 2 parts"),
+        ([(X, 7)], "part 2 of 2 in a batch is of type int, not a torch.Tensor"),
+        ([(X.numpy(), X)], "part 1 of 2 in a batch is of type ndarray, not a torch.Tensor"),
+        ([(X, "label")], "part 2 of 2 in a batch is of type str, not a torch.Tensor"),
     ],
 )
 def test_calibration_data_that_does_not_fit_is_refused(data: Iterable[object], message: str) -> None:

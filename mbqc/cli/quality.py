@@ -52,9 +52,10 @@ def collect_outputs(net: nn.Module, compiled: Compiled, asked: Mapping[str, Bits
     targets: list[Tensor | None] = []
     with show_progress("evaluating", None) as advance, torch.no_grad():
         for index, batch in enumerate(data):
-            inputs, target = split_batch(batch, len(examples))
+            where = f"eval_data(), batch {index}"
+            inputs, target = split_batch(batch, len(examples), where)
             for given, example in zip(inputs, examples, strict=True):
-                check_input(given, example, f"eval_data(), batch {index}")
+                check_input(given, example, where)
             targets.append(target)
             exact.append(_run_float(net, inputs, user))
             for name, bits in asked.items():

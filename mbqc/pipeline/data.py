@@ -201,8 +201,12 @@ def split_batch(item: object, count: int, where: str | None = None) -> LabelledB
         parts = (*parts[0], parts[1])
     if parts and parts[-1] is None:
         parts = parts[:-1]
-    tensors = tuple(part for part in parts if isinstance(part, Tensor))
-    if len(tensors) != len(parts) or len(parts) not in (count, count + 1):
+    for index, part in enumerate(parts, 1):
+        if not isinstance(part, Tensor):
+            message = f"part {index} of {len(parts)} in a batch is of type {type(part).__name__}, not a torch.Tensor"
+            raise DataError(message, where=where, hint="torch.as_tensor makes one of numbers or an array")
+    tensors = cast("tuple[Tensor, ...]", parts)
+    if len(parts) not in (count, count + 1):
         raise DataError(
             f"a batch has {len(parts)} parts, the model takes {count} input(s)",
             where=where,

@@ -176,7 +176,10 @@ WRONG_FILES = {
         TINY.replace("        yield", "        raise OSError('gone')\n        yield"),
         "train_data() raised OSError: gone",
     ),
-    "labels": (TINY.replace("return list(batches(2))", "return [(torch.zeros(2, 1, 5, 5), 3)]"), "a batch has 2 parts"),
+    "labels": (
+        TINY.replace("return list(batches(2))", "return [(torch.zeros(2, 1, 5, 5), 3)]"),
+        "part 2 of 2 in a batch is of type int, not a torch.Tensor",
+    ),
     "bad loss": (TINY.replace("return nn.functional.cross_entropy(output, target)", "return target[99]"), "loss"),
 }
 

@@ -97,6 +97,11 @@ def test_threads(cli: Cli, compiled: str, tiny: Path) -> None:
             "return [(x, y if i else y[:, None]) for i, (x, y) in enumerate(batches(3))]",
             "eval_data(), batch 1: the target has shape (8,), that of batch 0 (8, 1)",
         ),
+        (
+            "return batches(3)",
+            "return [(x, y.numpy()) for x, y in batches(3)]",
+            "eval_data(), batch 0: part 2 of 2 in a batch is of type ndarray, not a torch.Tensor",
+        ),
         ("return batches(3)", "return ['x']", "a batch is of type str"),
         ("return batches(3)", "return [torch.full((2, 1, 5, 5), torch.inf)]", "NaN or infinity"),
         ("def loss", "def metric(output, target): return output.nothing\ndef loss", "metric() raised AttributeError"),
