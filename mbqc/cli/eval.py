@@ -44,10 +44,12 @@ class Evaluation(Answer):
 
     Attributes:
         metric: what the metric is, empty where there is none.
+        no_metric: why there is none, empty where there is one.
     """
 
     samples: int
     metric: str
+    no_metric: str
     rows: tuple[Quality, ...]
 
     def show(self) -> None:
@@ -59,7 +61,7 @@ class Evaluation(Answer):
             columns.append(Column("same top-1 %", [_number(row.agreement) for row in self.rows]))
         print_table([*columns, Column("SQNR dB", [format_db(row.sqnr) for row in self.rows])])
         print(f"  {self.samples} samples; agreement and SQNR are against the float model.")
-        print(f"  metric: {self.metric}." if self.metric else "  no metric: the data has no targets.")
+        print(f"  metric: {self.metric}." if self.metric else f"  no metric: {self.no_metric}.")
 
 
 def evaluate(
@@ -94,7 +96,9 @@ def evaluate(
         Quality("float", judge.metric(found.exact), None, None),
         *(Quality(b, judge.metric(y), judge.agreement(y), judge.sqnr(y)) for b, y in found.by_width.items()),
     ]
-    return Evaluation(len(found.exact[0]), judge.metric_name, tuple(rows))
+    reason = found.no_target or "the data is no classification; define metric(output, target)"
+    no_metric = "" if judge.metric_name else reason
+    return Evaluation(len(found.exact[0]), judge.metric_name, no_metric, tuple(rows))
 
 
 def _number(value: float | None) -> str:

@@ -24,11 +24,19 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """Outputs of the float model, those of the artifact by width, and the targets if every batch has them."""
+    """What was found on the data.
+
+    Attributes:
+        exact: outputs of the float model.
+        by_width: those of the artifact.
+        target: None unless every batch has one.
+        no_target: why there is none, empty where there is one.
+    """
 
     exact: Outputs
     by_width: dict[str, Outputs]
     target: Tensor | None
+    no_target: str
 
 
 def warn_of_another_model(net: nn.Module, compiled: Compiled, place: str) -> None:
@@ -66,7 +74,11 @@ def collect_outputs(net: nn.Module, compiled: Compiled, asked: Mapping[str, Bits
         raise DataError("evaluation data is empty", hint="eval_data() must give at least one batch")
     known = [target for target in targets if target is not None]
     joined = {name: _join(batches) for name, batches in by_width.items()}
-    return Found(_join(exact), joined, join_targets(known, "eval_data()") if len(known) == len(targets) else None)
+    if len(known) == len(targets):
+        return Found(_join(exact), joined, join_targets(known, "eval_data()"), "")
+    lacking = next(index for index, target in enumerate(targets) if target is None)
+    reason = f"batch {lacking} of the data has no target" if known else "the data has no targets"
+    return Found(_join(exact), joined, None, reason)
 
 
 def _join(batches: Sequence[Outputs]) -> Outputs:

@@ -50,11 +50,23 @@ def test_own_metric_gets_everything_at_once(cli: Cli, compiled: str, tiny: Path)
     assert found["metric"] == "Samples"
 
 
-def test_without_targets(cli: Cli, compiled: str, tiny: Path) -> None:
-    tiny.write_text(TINY.replace("return batches(3)", "return [x for x, _ in batches(3)]"))
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("[x for x, _ in batches(3)]", "the data has no targets"),
+        ("[x if i else (x, y) for i, (x, y) in enumerate(batches(3))]", "batch 1 of the data has no target"),
+        (
+            "[(x, y.float()) for x, y in batches(3)]",
+            "the data is no classification; define metric(output, target)",
+        ),
+    ],
+)
+def test_without_metric(cli: Cli, compiled: str, tiny: Path, data: str, reason: str) -> None:
+    tiny.write_text(TINY.replace("return batches(3)", f"return {data}"))
     found = cli("eval", compiled, tiny, *EVAL, "--bits", "8")
     assert "metric" not in found.out.splitlines()[0]
-    assert "no metric: the data has no targets" in found.out
+    assert f"  no metric: {reason}.\n" in found.out
+    assert fits(found.out)
 
 
 def test_file_of_widths(cli: Cli, compiled: str, tiny: Path, tmp_path: Path) -> None:
