@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mbqc.cli.options import JsonOption
-from mbqc.cli.output import Answer
+from mbqc.cli.output import Answer, print_wrapped
 
 if TYPE_CHECKING:
     from mbqc.pipeline import Pass
@@ -56,15 +56,19 @@ class PassList(Answer):
     def show(self) -> None:
         """Prints a paragraph a pass, or everything about one."""
         for row in self.passes:
-            print(f"{row.name}\n{_indented(row.text)}\n" if self.whole else f"{row.name}: {row.summary}")
-            if self.whole and row.options:
-                print("  Types and defaults:")
+            if not self.whole:
+                print_wrapped(f"{row.name}: {row.summary}", indent=2)
+            else:
+                print(f"{row.name}\n{_indented(row.text)}\n")
+                if row.options:
+                    print("  Types and defaults:")
             for option in row.options:
                 default = "required" if option.default is None else f"= {option.default}"
-                default = "= none" if option.default in (":", '"none"') else default  # the word needs no quotes here
+                default = "= none" if option.default == '"none"' else default  # the word needs no quotes here
                 print(f"      {option.name}: {option.type}  {default}")
         if not self.whole:
-            print("\nA pipeline: quant{bits=8:4:2},bncorrect,train{epochs=3}   More on one pass: mbqc passes NAME")
+            print("\nA pipeline: quant{bits=8:4:2},bncorrect,train{epochs=3}   (`:` is an empty list)")
+            print("More on one pass: mbqc passes NAME")
             return
         for row in self.passes:
             for title, names in (("Requires", row.requires), ("Sets", row.sets), ("Clears", row.clears)):

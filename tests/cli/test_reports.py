@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mbqc.api import pipeline_of
 from mbqc.cli.output import format_bytes, format_count, format_db
 from mbqc.cli.progress import show_progress
 from mbqc.lookup import pass_table
@@ -58,12 +59,15 @@ def test_passes(cli: Cli) -> None:
     for name in pass_table():
         assert f"\n{name}: " in f"\n{found.out}"
     assert "bits: int:...  = 8:4:2" in found.out
+    assert fits(found.out)
     listed = cli("passes", "--json").json["passes"]
     assert [row["name"] for row in listed] == list(pass_table())
 
 
-def test_an_option_without_items_reads_as_none(cli: Cli) -> None:
-    assert "skip: text:...  = none\n" in cli("passes", "quant").out
+def test_defaults_are_printed_as_they_are_written(cli: Cli) -> None:
+    assert "skip: text:...  = :\n" in cli("passes", "quant").out
+    assert "coreset: none|tdds|el2n|entropy|forgetting|random  = none\n" in cli("passes", "train").out
+    pipeline_of("quant{skip=:},train{coreset=none}")  # a default as it is printed
     assert "written path/file.py:Name" in cli("passes", "mine.py").err
 
 
