@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from mbqc.cli.progress import show_progress
+from mbqc.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,16 +87,23 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def random_inputs(program: Program, batch: int) -> tuple[Tensor, ...]:
-    """Normal numbers; zeros for whole numbers, which may be indices."""
+    """Normal numbers; zeros for whole numbers, which may be indices.
+
+    Raises:
+        UsageError: there is no memory for so many samples.
+    """
     import torch
 
     from mbqc.ir.types import at_batch
     from mbqc.program.operations import TORCH_DTYPES
 
     values = [program.listing.values[name] for name in program.listing.inputs]
-    return tuple(
-        torch.randn(at_batch(value.shape, batch))
-        if value.dtype == "f32"
-        else torch.zeros(at_batch(value.shape, batch), dtype=TORCH_DTYPES[value.dtype])
-        for value in values
-    )
+    try:
+        return tuple(
+            torch.randn(at_batch(value.shape, batch))
+            if value.dtype == "f32"
+            else torch.zeros(at_batch(value.shape, batch), dtype=TORCH_DTYPES[value.dtype])
+            for value in values
+        )
+    except (RuntimeError, TypeError) as error:  # torch takes a size beyond 64 bits for one of a wrong type
+        raise UsageError(f"{batch} samples do not fit into memory", where="--batch", hint="fewer") from error

@@ -42,6 +42,11 @@ def test_wrong_widths(cli: Cli, artifact: Path) -> None:
     cli("bench", artifact, "--bits", "8:12").refused(2, "width 12 of all layers is not a whole number from 1 to 8")
 
 
+@pytest.mark.parametrize("batch", [10**12, 10**18, 10**30])
+def test_inputs_that_memory_cannot_hold(cli: Cli, artifact: Path, batch: int) -> None:
+    cli("bench", artifact, "--batch", batch).refused(2, f"--batch: {batch} samples do not fit into memory")
+
+
 def test_layers(cli: Cli, artifact: Path) -> None:
     found = cli("bench", artifact, *QUICK, "--layers")
     assert found.code == 0
