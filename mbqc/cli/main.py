@@ -57,6 +57,8 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _print(answer: object, as_json: bool) -> None:
+    if sys.stdout is None:  # as in `mbqc inspect m.mbqc >&-`
+        raise MbqcError("cannot write the answer: standard output is closed")
     try:
         if isinstance(answer, Answer):
             print_json(answer) if as_json else answer.show()

@@ -112,6 +112,15 @@ def test_reader_that_leaves(artifact: Path) -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize("options", ["", "--json", "--program"])
+def test_closed_output(artifact: Path, options: str) -> None:
+    """As in `mbqc inspect m.mbqc >&-`."""
+    script = f'exec "$@" inspect {artifact} {options} >&-'
+    done = subprocess.run(["sh", "-c", script, "sh", *MBQC], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write the answer: standard output is closed\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("options", [(), ("--json",), ("--program",)])
 def test_answer_that_cannot_be_written(artifact: Path, options: tuple[str, ...]) -> None:
