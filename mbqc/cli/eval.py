@@ -18,7 +18,7 @@ from mbqc.cli.options import (
     parse_widths,
     set_data_folder,
 )
-from mbqc.cli.output import Answer, Column, format_db, print_table
+from mbqc.cli.output import Answer, Column, format_db, format_metric, print_table
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Evaluation(Answer):
 
     Attributes:
         metric: what the metric is, empty where there is none.
+        own_metric: whether it is the model file's, not top-1 accuracy in percent.
         no_metric: why there is none, empty where there is one.
     """
 
     samples: int
     metric: str
+    own_metric: bool
     no_metric: str
     rows: tuple[Quality, ...]
 
@@ -56,9 +58,11 @@ class Evaluation(Answer):
         """Prints the table."""
         columns = [Column("bits", [row.bits for row in self.rows], left=True)]
         if self.metric:
-            columns.append(Column("metric", [_number(row.metric) for row in self.rows]))
+            columns.append(
+                Column("metric", [format_metric(row.metric, percent=not self.own_metric) for row in self.rows])
+            )
         if any(row.agreement is not None for row in self.rows):
-            columns.append(Column("same top-1 %", [_number(row.agreement) for row in self.rows]))
+            columns.append(Column("same top-1 %", [format_metric(row.agreement, percent=True) for row in self.rows]))
         print_table([*columns, Column("SQNR dB", [format_db(row.sqnr) for row in self.rows])])
         print(f"  {self.samples} samples; agreement and SQNR are against the float model.")
         print(f"  metric: {self.metric}." if self.metric else f"  no metric: {self.no_metric}.")
@@ -98,8 +102,4 @@ def evaluate(
     ]
     reason = found.no_target or "the data is no classification; define metric(output, target)"
     no_metric = "" if judge.metric_name else reason
-    return Evaluation(len(found.exact[0]), judge.metric_name, no_metric, tuple(rows))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return Evaluation(len(found.exact[0]), judge.metric_name, user.has_metric, no_metric, tuple(rows))

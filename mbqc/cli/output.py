@@ -122,6 +122,13 @@ def format_db(value: float | None) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "exact"
 
 
+def format_metric(value: float | None, *, percent: bool) -> str:
+    """Percent with two decimals; what has no unit with at least four digits, for it may be small."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if percent or abs(value) >= 100 else f"{value:.4g}"
+
+
 def write_output(path: Path, content: bytes) -> None:
     """Writes a result atomically.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mbqc.cli.output import Column, print_facts, print_table
+from mbqc.cli.output import Column, format_metric, print_facts, print_table
 
 if TYPE_CHECKING:
     from mbqc.pipeline import Context
@@ -36,6 +36,7 @@ class Training:
 
     Attributes:
         exact: metric of the float model, None without eval_data().
+        own_metric: whether the metric is the model file's, not top-1 accuracy in percent.
         epochs, steps: how many; a step is one width on one batch.
         seconds: by part.
         folder: of checkpoints, history and curves.
@@ -43,6 +44,7 @@ class Training:
 
     exact: float | None
     widths: tuple[TrainedWidth, ...]
+    own_metric: bool
     epochs: int
     steps: int
     seconds: dict[str, float]
@@ -69,9 +71,9 @@ class Training:
         for name, title in {**titles, "program": "Program"}.items():
             values = [getattr(row, name) for row in self.widths]
             if any(value is not None for value in values):
-                columns.append(Column(title, [f"{value:.2f}" for value in values]))
+                columns.append(Column(title, [format_metric(value, percent=not self.own_metric) for value in values]))
         print_table(columns)
-        exact = f"float {self.exact:.2f}; " if self.exact is not None else ""
+        exact = f"float {format_metric(self.exact, percent=not self.own_metric)}; " if self.exact is not None else ""
         print(f"  metric on eval_data(): {exact}Program is what the artifact runs.\n")
 
 
@@ -93,6 +95,7 @@ def describe_training(result: TrainingResult, compiled: Compiled, context: Conte
     return Training(
         exact=result.exact,
         widths=widths,
+        own_metric=context.metric is not None,
         epochs=len(result.epochs),
         steps=result.epochs[-1].steps,
         seconds={part: round(seconds, 3) for part, seconds in result.seconds.items()},

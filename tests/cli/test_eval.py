@@ -50,6 +50,15 @@ def test_own_metric_gets_everything_at_once(cli: Cli, compiled: str, tiny: Path)
     assert found["metric"] == "Samples"
 
 
+def test_a_small_metric_is_told_apart(cli: Cli, compiled: str, tiny: Path) -> None:
+    tiny.write_text(f"{TINY}\ndef metric(output, target):\n    return -1e-5 * output.square().mean()\n")
+    found = cli("eval", compiled, tiny, *EVAL, "--bits", "8:1")
+    shown = [float(line.split()[1]) for line in found.out.splitlines()[2:5]]
+    rows = cli("eval", compiled, tiny, *EVAL, "--bits", "8:1", "--json").json["rows"]
+    assert shown == [pytest.approx(row["metric"], rel=1e-3) for row in rows]
+    assert len(set(shown)) == 3
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mbqc.api import pipeline_of
-from mbqc.cli.output import format_bytes, format_count, format_db
+from mbqc.cli.output import format_bytes, format_count, format_db, format_metric
 from mbqc.cli.progress import show_progress
 from mbqc.lookup import pass_table
 from tests.cli.conftest import Cli, fits
@@ -103,6 +103,13 @@ def test_own_pass(cli: Cli, tmp_path: Path) -> None:
 )
 def test_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_metrics() -> None:
+    numbers = (97.346, 100.0, 0.0, 1234.5, 0.97346, -0.0012345, 2.34567, float("nan"), None)
+    assert [format_metric(x, percent=True) for x in numbers[:3]] == ["97.35", "100.00", "0.00"]
+    found = [format_metric(x, percent=False) for x in numbers]
+    assert found == ["97.35", "100.00", "0", "1234.50", "0.9735", "-0.001234", "2.346", "nan", "-"]
 
 
 def test_numbers() -> None:

@@ -56,6 +56,15 @@ def test_the_table_fits(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "…" not in table
 
 
+def test_a_small_metric_is_told_apart(cli: Cli, tiny: Path) -> None:
+    tiny.write_text(f"{TINY}\ndef metric(output, target):\n    return -1e-5 * output.square().mean()\n")
+    found = cli("compile", tiny, *TRAIN)
+    assert found.code == 0, found
+    table = found.out[found.out.index("bits  ") : found.out.index("  metric on eval_data()")]
+    assert "-0.00 " not in table
+    assert "e-" in table
+
+
 def test_without_eval_data_there_is_no_table(cli: Cli, tiny: Path) -> None:
     tiny.write_text(TINY.replace("def eval_data", "def unused"))
     found = cli("compile", tiny, *TRAIN)
