@@ -257,6 +257,7 @@ TABLES = (
         LONG_EPOCHS,
         one("one run, 8 and 2 bits, 10 epochs", passes(bits="8:2", epochs=10)),
         one("one run, 5 and 2 bits, 10 epochs", passes(bits="5:2", epochs=10)),
+        one("one run, 5 and 2 bits, gradient through", passes("bncorrect{gradient=through}", "5:2", 10)),
         one("one run, 4 and 2 bits, 10 epochs", passes(bits="4:2", epochs=10)),
         one("one run, 2 bits, 20 epochs", passes(bits="2", epochs=20)),
     ),

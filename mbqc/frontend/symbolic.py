@@ -56,6 +56,8 @@ class _Tracer(fx.Tracer):
         left_out = {proxy.node: _default(proxy.node) for proxy in proxies[self.inputs :]}
         for node in left_out:
             self.graph.erase_node(node)
+        for proxy in proxies[: self.inputs]:
+            proxy.node.args = ()  # an input that is given has no default: other inputs may follow it
         return function, [left_out.get(v.node, v) if isinstance(v, fx.Proxy) else v for v in values]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

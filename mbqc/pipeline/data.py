@@ -81,7 +81,7 @@ class Samples:
 
     def _come_from_cpu(self) -> bool:
         """Whether a first batch of one sample lies on the CPU; torch pins nothing else."""
-        plain = replace(self, settings=self.settings | {"pin_memory": False})
+        plain = replace(self, settings={"collate_fn": self.settings.get("collate_fn")})  # without workers
         [(inputs, target)] = plain.batches([[0]])
         return all(part.device.type == "cpu" for part in (*inputs, target) if part is not None)
 

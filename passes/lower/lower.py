@@ -14,7 +14,7 @@ from mbqc.ir.constants import constants
 from mbqc.ir.modules import WeightQuantizer
 from mbqc.ir.quantized import layer_nodes, quantized_layers, weight_quantizer_of
 from mbqc.ir.types import TensorType, type_of
-from mbqc.ir.vocabulary import module_of
+from mbqc.ir.vocabulary import AVERAGE_POOLS, MAX_POOLS, is_module, module_of
 from mbqc.numerics import Ladder
 from mbqc.passes.lower.arithmetic import arithmetic_form
 from mbqc.passes.lower.builder import DTYPES, Builder
@@ -84,12 +84,25 @@ def _visit(walk: Walk, node: fx.Node) -> None:
     if not any(_pairs_samples(each) for each in (node, *node.all_input_nodes)):  # torch alone has memory for them
         forms += [integer_form, function_form, arithmetic_form]
     try:
+        _require_channels(walk, node)
         state = next((state for form in forms if (state := form(walk, node)) is not None), None)
         walk.states[node] = state if state is not None else fallback_form(walk, node)
     except PassError as error:
         source = node.meta.get("source")
         error.where = f"node {node.name}" + (f" ({source})" if source else "")
         raise
+
+
+def _require_channels(walk: Walk, node: fx.Node) -> None:
+    """Torch takes images without channels for one image without a batch; here the first dimension is the batch."""
+    if node in walk.constants or not is_module(node, (*MAX_POOLS, *AVERAGE_POOLS)):
+        return
+    name, dims = type(module_of(node)).__name__, type_of(node).dims
+    if len(dims) != (3 if name.endswith("1d") else 4):
+        raise PassError(
+            f"{name} of a tensor with {len(dims)} dimensions has no form in a Program",
+            hint="x.unsqueeze(1) before it and .squeeze(1) behind it, for batch and channels",
+        )
 
 
 def _pairs_samples(node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from mbqc.errors import DataError, PassError
 from mbqc.passes.train.objective import Objective
+from mbqc.passes.train.randomness import on_the_host
 from mbqc.pipeline.data import Batch
 from mbqc.pipeline.objective import each_tensor
 from mbqc.widths import Widths
@@ -26,13 +27,13 @@ Result = TypeVar("Result")
 
 
 class Graph(Protocol):
-    """What `Recorder.record` makes; `torch.cuda.CUDAGraph` is one."""
+    """What `GraphRecorder.record` makes; `torch.cuda.CUDAGraph` is one."""
 
     def replay(self) -> None:
         """Repeats the recorded kernels on the same memory."""
 
 
-class Recorder:
+class GraphRecorder:
     """Records CUDA graphs of one device that share their memory: no two of them ever run at once."""
 
     def __init__(self, device: torch.device) -> None:
@@ -52,11 +53,23 @@ class Recorder:
 
         Raises:
             RuntimeError: something in `work` cannot be recorded: it made the host wait for the device.
+            Exception: what else `work` raises.
         """
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: a DataLoader pins memory in a thread of its own, which is none of this recording's business
-        with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
-            result = work()
+        graph, cause = torch.cuda.CUDAGraph(), None
+        try:
+            # the end of a broken recording raises too, and leaves its own stream behind
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                # thread_local: a DataLoader pins memory in a thread of its own
+                torch.cuda.graph(graph, self._pool, self._stream, "thread_local"),
+            ):
+                try:
+                    result = work()
+                except Exception as error:
+                    cause = error
+                    raise
+        except RuntimeError as error:
+            raise cause or error from None
         return graph, result
 
 
@@ -83,8 +96,8 @@ class _Recording:
 class Captured:
     """`Objective.backward`, recorded at its first call for each of the widths and replayed at all others.
 
-    A replay repeats what was recorded: what Python decides in a layer or a loss, a draw or a branch, is not decided
-    again. Draws on the GPU are new ones.
+    A replay repeats what was recorded: what Python decides in a layer or a loss is not decided again. Draws on the GPU
+    are new ones.
 
     Args:
         graph: whose parameters get the gradients.
@@ -101,7 +114,7 @@ class Captured:
     def forget(self) -> None:
         """Records all passes anew, since the graph computes in another way from now on."""
         self._recordings: dict[Widths, _Recording] = {}
-        self._recorder = Recorder(self._device)
+        self._recorder = GraphRecorder(self._device)
 
     def backward(
         self, inputs: Batch, target: Tensor, widths: Widths, highest: Tensor | None, share: float
@@ -139,6 +152,7 @@ class Captured:
         before = [parameter.grad for parameter in parameters]
         with self._unchanged():
             self._recorder.warm_up(work)
+        drawn = on_the_host()
         try:
             graph, (output, loss) = self._recorder.record(work)
         except torch.OutOfMemoryError:
@@ -148,6 +162,12 @@ class Captured:
                 f"the pass at {widths} bits cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}",
                 hint="capture=false; or a loss() and layers that read no number from the GPU (.item(), if, print)",
             ) from error
+        if on_the_host() != drawn:
+            raise PassError(
+                f"the pass at {widths} bits cannot be recorded as a CUDA graph: it draws random numbers from Python or "
+                "numpy, which every replay would repeat",
+                hint="capture=false; or draw on the device, with torch",
+            )
         gradients = tuple((p, p.grad) for p in parameters if p.grad is not None)
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient

@@ -179,10 +179,14 @@ class Feeds:
     def _in_range(self, batches: Iterator[LabelledBatch]) -> Iterator[LabelledBatch]:
         """Where targets are labels (what else they may be, the loss tells), a label that no class has is an error."""
         for inputs, target in batches:
-            if self._classes is not None and target is not None and not target.is_floating_point():
+            if self._classes is not None and target is not None and target.dim() == 1 and not _is_real(target):
                 require_in_range(target, self._classes, WHAT)
             yield inputs, target
 
     def _here(self, inputs: Batch, target: Tensor | None, indices: Tensor | None) -> Fed:
         *inside, outside = moved((*inputs, require_target(target, WHAT)), self._ranks.device)
         return Fed(tuple(inside), outside, indices)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,3 +43,9 @@ def seed_everything(text: str) -> None:
     torch.manual_seed(draw.getrandbits(63))
     np.random.seed(draw.getrandbits(32))
     random.seed(draw.getrandbits(63))
+
+
+def on_the_host() -> tuple[object, ...]:
+    """Where Python's and numpy's random numbers stand; equal where none was drawn in between."""
+    of_numpy: Any = np.random.get_state()
+    return random.getstate(), of_numpy[1].tobytes(), *of_numpy[2:]

@@ -46,6 +46,7 @@ class Trainer:
         self._graph, self._options, self._bits, self._context = task.graph, options, task.bits, task.context
         self._ranks, self._state = task.ranks, State()
         self._due = False  # a checkpoint, which waits while a width is in doubt
+        self._judged: dict[int, float] = {}  # trained widths, by this process after the last epoch
         self._feeds = Feeds(task)
         self._subsets: Subsets | None = None
         self._rounds = options.epochs * self._feeds.rounds()
@@ -84,6 +85,8 @@ class Trainer:
             while self._state.epoch < self._options.epochs:
                 self._epoch(interrupt, advance)
                 if self._ranks.any(interrupt.requested):  # while it was judged and saved
+                    if self._due:
+                        self._save()
                     raise _stopped(interrupt, self._state, self._context)
         unfreeze_statistics(self._graph)
         self._graph.zero_grad()
@@ -178,17 +181,17 @@ class Trainer:
 
     def _close_epoch(self) -> None:
         state, options = self._state, self._options
-        judged: dict[int, float] = {}
+        self._judged = {}
         if options.evaluate and (state.epoch + 1) % options.evaluate == 0:
             with state.clock("evaluating"):
-                judged = metrics(self._graph, self._bits, self._context)
+                self._judged = metrics(self._graph, self._bits, self._context)
         state.records.append(
             EpochRecord(
                 epoch=state.epoch + 1,
                 steps=state.steps,
                 rate=self._stepper.rate(state.done),
                 loss={bits: mean.value for bits, mean in sorted(state.losses.items(), reverse=True)},
-                metric=judged,
+                metric=self._judged,
                 clamped={bits: mean.value for bits, mean in state.clamped.items()},
                 frozen=self._frozen(state.done - 1),
             )
@@ -214,10 +217,9 @@ class Trainer:
         state, trained = self._state, [resolve(bits, quantized_layers(self._graph)) for bits in self._bits]
         rows = trained_rows(self._graph, trained)
         nearest_rows(self._graph, rows)
-        judged = state.records[-1].metric  # of trained widths, whose rows stay as they were
         with state.clock("evaluating"):
-            rest = metrics(self._graph, [bits for bits in ALL_BITS if bits not in judged], self._context)
-        after = dict(sorted((judged | rest).items()))
+            rest = metrics(self._graph, [bits for bits in ALL_BITS if bits not in self._judged], self._context)
+        after = dict(sorted((self._judged | rest).items()))
         graphs = self._reestimated(trained, rows)
         with state.clock("evaluating"):
             again = {name: metrics(graph, ALL_BITS, self._context) for name, graph in graphs.items()}

@@ -159,7 +159,10 @@ WRONG_FILES = {
         TINY.replace("torch.zeros(1, 1, 5, 5)", "5"),
         "example_inputs() returned an object of type int, expected a tensor",
     ),
-    "no fit": (TINY.replace("torch.zeros(1, 1, 5, 5)", "torch.zeros(1, 2, 5, 5)"), "expected input[1, 2, 5, 5]"),
+    "no fit": (
+        TINY.replace("torch.zeros(1, 1, 5, 5)", "torch.zeros(1, 2, 5, 5)"),
+        "the example input torch.float32 (1, 2, 5, 5)",
+    ),
     "forward": (TINY.replace("        return self.fc(", "        1 / 0\n        return self.fc("), "ZeroDivisionError"),
     "no layer": (TINY.replace("return Net().eval()", "return nn.ReLU()"), "no layer can be quantized"),
     "no batches": (TINY.replace("for x, _ in batches(2)", "for x in []"), "calibration data is empty"),

@@ -66,7 +66,7 @@ def test_passes(cli: Cli) -> None:
 
 def test_defaults_are_printed_as_they_are_written(cli: Cli) -> None:
     assert "skip: text:...  = :\n" in cli("passes", "quant").out
-    assert "coreset: none|tdds|el2n|entropy|forgetting|random  = none\n" in cli("passes", "train").out
+    assert "coreset: none|random|tdds|el2n|entropy|forgetting  = none\n" in cli("passes", "train").out
     pipeline_of("quant{skip=:},train{coreset=none}")  # a default as it is printed
     assert "written path/file.py:Name" in cli("passes", "mine.py").err
 

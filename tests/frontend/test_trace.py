@@ -205,6 +205,13 @@ class Unused(Optional):
         return self.fc(x * scale)
 
 
+def test_inputs_that_are_given_may_have_defaults():
+    model, inputs = Optional(), (torch.randn(2, 6), torch.randn(2, 4))
+    gm = canonical(model, inputs)
+    same_outputs(gm, model, inputs)
+    assert [node.args for node in gm.graph.find_nodes(op="placeholder")] == [(), ()]
+
+
 @pytest.mark.parametrize(
     ("build", "expected"), [(Optional, ["fc"]), (Unused, ["aten.mul.Tensor", "fc"])], ids=["decides", "unused"]
 )

@@ -656,3 +656,24 @@ def test_widths_of_a_program_are_those_of_its_graph() -> None:
     pins = {name: info.pinned for name, info in program.listing.layers.items()}
     assert resolve(bits, pins) == resolve(bits, quantized_layers(graph))
     assert all(len(grid.scales) == len(ALL_BITS) for grid in program.listing.grids.values())
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"), [(nn.MaxPool2d(3, 1, 1), (2, 8, 8)), (nn.AvgPool2d(2), (2, 8, 8)), (nn.MaxPool1d(2), (2, 8))]
+)
+def test_pools_of_tensors_without_channels_are_refused(pool: nn.Module, shape: tuple[int, ...]) -> None:
+    """Torch takes them for one image without a batch; as a pool of one dimension less the numbers would be wrong."""
+
+    class Unbatched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.pool = nn.Linear(8, 8), pool
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.fc(x))
+
+    message = (
+        r"node pool \(.*\): \w+Pool\dd of a tensor with \d dimensions has no form(?s:.*)x.unsqueeze\(1\) before it"
+    )
+    with pytest.raises(PassError, match=message):
+        compiled(seeded(Unbatched, shape))

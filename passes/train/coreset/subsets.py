@@ -39,7 +39,6 @@ class Subsets:
                 "coresets choose samples, but the training data comes in batches",
                 hint="train_data() must give a Dataset, a DataLoader over one, or tensors",
             )
-        self._samples = len(feeds.samples)
         self._samples, self._selected = len(feeds.samples), dict[int, Tensor]()
         self._recorder: Recorder | None = None  # none where no score is read, or will be
         if options.coreset == "random":

@@ -1,8 +1,8 @@
 """A recorder without a GPU: what it records and replays are PyTorch's operations, on the memory they were recorded on.
 
 As a CUDA graph a replay reads and writes the same tensors, runs no Python, and draws random numbers anew; recording
-changes nothing, and an answer that the host waits for is an error. Other than with CUDA, native kernels outside of
-PyTorch would not be seen: train in float64, in which none takes part.
+changes nothing, and an operation whose answer the host waits for is an error (`tolist()` is none on the CPU). Other
+than with CUDA, native kernels outside of PyTorch would not be seen.
 """
 
 from __future__ import annotations
@@ -19,9 +19,18 @@ from mbqc.passes.train.captured import WARM_UPS
 
 Result = TypeVar("Result")
 
+aten = torch.ops.aten
+WAITS = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.lift_fresh.default,  # a tensor from Python's numbers, copied from memory that is not pinned
+}
+
 
 class TapeRecorder:
-    """In the place of `captured.Recorder`."""
+    """In the place of `captured.GraphRecorder`."""
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cpu"
@@ -54,7 +63,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in WAITS:
             raise RuntimeError("operation not permitted when stream is capturing")
         self._keep((args, kwargs))
         result = func(*args, **kwargs)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, create_autospec
+from unittest.mock import MagicMock, call, create_autospec
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from mbqc.devices import CPU
 from mbqc.errors import DataError, MbqcError, PassError, PipelineError
 from mbqc.passes.train import Train
-from mbqc.passes.train.captured import WARM_UPS, Recorder
+from mbqc.passes.train.captured import WARM_UPS, GraphRecorder
 from mbqc.passes.train.parallel.ranks import Ranks
 from mbqc.passes.train.task import Task
 from mbqc.passes.train.trainer import Trainer
@@ -37,7 +39,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
             made.append(tape)
             return tape, result
 
-    monkeypatch.setattr("mbqc.passes.train.captured.Recorder", Kept)
+    monkeypatch.setattr("mbqc.passes.train.captured.GraphRecorder", Kept)
     monkeypatch.setattr("mbqc.fused.functions.kernels_for", lambda *tensors, half=False: None)
     return made
 
@@ -137,6 +139,36 @@ def test_a_pass_that_the_host_must_wait_for_cannot_be_recorded(tapes: list[Tape]
         training(True, context(loss=loss), epochs=1)
 
 
+@pytest.mark.parametrize("draw", [lambda: random.random(), lambda: float(np.random.rand())])
+def test_a_pass_that_draws_on_the_host_cannot_be_recorded(tapes: list[Tape], draw: Callable[[], float]) -> None:
+    """All replays would draw the same, and other ones after a resume."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return draw() * nn.functional.cross_entropy(output, target)
+
+    with pytest.raises(PassError, match="draws random numbers from Python or numpy, which every replay would repeat"):
+        training(True, context(loss=loss), epochs=1)
+
+
+def test_a_failure_is_told_though_the_end_of_its_recording_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recording:
+        def __init__(self, *given: object) -> None: ...
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *raised: object) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    for name in ("Stream", "graph_pool_handle", "current_stream", "stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    torch.cuda.stream.return_value.__exit__.return_value = None  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    cause = DataError("loss(output, target) failed", where="model.py:3")
+    with pytest.raises(DataError) as caught:
+        GraphRecorder(CPU).record(MagicMock(side_effect=cause))
+    assert caught.value is cause
+
+
 def test_errors_of_the_data_are_told_as_without_recording(tapes: list[Tape]) -> None:
     images, labels = stripes()
     with pytest.raises(DataError, match=r"^training data: targets are torch.float32"):
@@ -184,14 +216,16 @@ def test_the_recorder_warms_up_and_records_on_one_stream(monkeypatch: pytest.Mon
         double = create_autospec(getattr(torch.cuda, name))
         calls.attach_mock(double, name)
         monkeypatch.setattr(torch.cuda, name, double)
-    recorder = Recorder(CPU)
+    recorder = GraphRecorder(CPU)
     work = MagicMock(return_value="result")
     calls.attach_mock(work, "work")
     recorder.warm_up(work)
     graph, result = recorder.record(work)
     assert (graph, result) == (calls.CUDAGraph.return_value, "result")
-    stream = calls.Stream.return_value
-    calls.stream.assert_called_once_with(stream)
+    stream, current = calls.Stream.return_value, calls.current_stream.return_value
+    stream.wait_stream.assert_called_once_with(current)
+    current.wait_stream.assert_called_once_with(stream)
+    calls.stream.assert_has_calls([call(stream), call(current)], any_order=True)
     calls.graph.assert_called_once_with(graph, calls.graph_pool_handle.return_value, stream, "thread_local")
     names = [name for name, _, _ in calls.mock_calls]
     entered, recorded = names.index("stream().__enter__"), names.index("graph().__enter__")
