@@ -199,6 +199,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         r"training data: label 7 is out of range: .*\n.*0 to 2",
     ),
     "float targets": (lambda: (images(), labels().float()), r"training data: targets are torch.float32 \(16,\)"),
+    "several targets a sample": (
+        lambda: (images(), torch.full((SAMPLES, 4), 255)),
+        r"training data: targets are torch.int64 \(16, 4\), not whole-number labels \[N\]\n.*define loss",
+    ),
     "NaN": (lambda: (with_nan(), labels()), r"training data, batch \d: an input holds NaN or infinity\n"),
     "another shape": (lambda: (images()[..., 1:], labels()), r"training data, batch 0: an input is .*\(16, 1, 8, 7\)"),
     "samples, not batches": (Endless, r"training data, batch 0: an input is torch.float32 \(1, 8, 8\)"),

@@ -8,18 +8,21 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 
 from mbqc.errors import CheckpointError, MbqcError
 from mbqc.ir.annotations import Sensitivity, Switching, annotate, find_annotation
 from mbqc.ir.modules import ActivationQuantizer, WeightQuantizer, WidthBatchNorm
+from mbqc.passes.train.collapse import Watch
+from mbqc.passes.train.judge import metrics
 from tests.passes.train.small import (
     BATCH,
     QUANTIZED,
@@ -308,3 +311,30 @@ def test_earlier_checkpoints_are_never_overwritten(tmp_path: Path) -> None:
 def test_nothing_to_resume_from(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
         trained("epochs=1", context(folder=tmp_path, resume=True))
+
+
+def test_a_finished_training_is_judged_anew(tmp_path: Path) -> None:
+    """On the evaluation data of now: a checkpoint knows only what was found on that of then."""
+    trained("epochs=1", context(folder=tmp_path))
+    surroundings = context(folder=tmp_path, resume=True)
+    surroundings = replace(surroundings, evaluation=[stripes(48, seed=2)])
+    graph, result = trained("epochs=1", surroundings)
+    assert result.after == metrics(graph, range(1, 9), surroundings)
+
+
+def test_a_stop_while_judging_saves_though_a_width_is_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training: list[bool] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        training.append(True)
+        return nn.functional.cross_entropy(output, target)
+
+    def metric(output: Tensor, target: Tensor) -> float:
+        if training:
+            signal.raise_signal(signal.SIGTERM)
+        return 0.0
+
+    monkeypatch.setattr(Watch, "in_doubt", property(lambda watch: True))
+    with pytest.raises(MbqcError, match="stopped by SIGTERM after 6 rounds"):
+        trained("epochs=2", context(folder=tmp_path, loss=loss, metric=metric))
+    assert [file.name for file in tmp_path.glob("step-*")]
