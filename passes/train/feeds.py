@@ -179,7 +179,7 @@ class Feeds:
     def _in_range(self, batches: Iterator[LabelledBatch]) -> Iterator[LabelledBatch]:
         """Where targets are labels (what else they may be, the loss tells), a label that no class has is an error."""
         for inputs, target in batches:
-            if self._classes is not None and target is not None and target.dim() == 1 and not _is_real(target):
+            if self._classes is not None and target is not None and _may_be_labels(target):
                 require_in_range(target, self._classes, WHAT)
             yield inputs, target
 
@@ -188,5 +188,5 @@ class Feeds:
         return Fed(tuple(inside), outside, indices)
 
 
-def _is_real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _may_be_labels(target: Tensor) -> bool:
+    return target.dim() == 1 and not target.is_floating_point() and not target.is_complex()
